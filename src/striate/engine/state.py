@@ -1,0 +1,66 @@
+"""Looking into a person's model without changing it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from striate.errors import TrainModeWarning
+
+__all__ = ["device_of", "inspected", "seeded"]
+
+
+@contextmanager
+def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
+    """Put ``model`` in eval mode with frozen parameters, and hand it back exactly as it came.
+
+    Training flags of every submodule, ``requires_grad`` and ``.grad`` of every parameter are restored on
+    exit, also after an exception. With frozen parameters a backward pass computes input gradients only.
+
+    Args:
+        model: any module.
+        warn: emit :class:`TrainModeWarning` if the model came in training mode.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    if warn and model.training:
+        message = (
+            f"{type(model).__name__} came in training mode; it is evaluated in eval mode and handed back as it came."
+        )
+        warnings.warn(message, TrainModeWarning, stacklevel=4)
+    try:
+        for module, _ in modes:
+            module.training = False
+        for parameter, _, _ in parameters:
+            parameter.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Run with PyTorch's global generators at ``seed`` and put them back after; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def device_of(model: nn.Module, default: str | torch.device = "cpu") -> torch.device:
+    """Return the device of the model's first parameter or buffer."""
+    tensor: Tensor | None = next(model.parameters(), None)
+    if tensor is None:
+        tensor = next(model.buffers(), None)
+    return torch.device(default) if tensor is None else tensor.device
