@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from striate.errors import InputError
 
-__all__ = ["Interval", "bootstrap_mean", "paired_bootstrap", "spearman", "wilson"]
+__all__ = ["Interval", "bootstrap_mean", "paired_bootstrap", "spearman", "wilson", "wilson_mean"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,22 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> Interval:
     centre = (share + z * z / (2 * n)) / scale
     half = z * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))) / scale
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n, level)
+
+
+def wilson_mean(shares: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Wilson interval of the mean of per-image shares in [0, 1], each itself a mean over trials on that image.
+
+    Trials on one image are not independent, so the interval counts images; a fractional total is widened to the
+    whole numbers around it.
+
+    >>> wilson_mean([1.0, 0.0, 0.5]).n
+    3
+    """
+    n, total = len(shares), float(sum(shares))
+    if n == 0 or min(shares) < 0 or max(shares) > 1:
+        raise InputError("shares", "wilson_mean", allowed="a non-empty list of numbers in [0, 1]", got=list(shares))
+    low, high = wilson(math.floor(total + 1e-9), n, level=level), wilson(math.ceil(total - 1e-9), n, level=level)
+    return Interval(total / n, low.low, high.high, n, level)
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

@@ -1,0 +1,189 @@
+"""Probe: does local damage break it? Natural corruptions on some cells of a grid, by how many and by where."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from striate.engine.stats import wilson_mean
+from striate.examine.draw import map_picture, photo, share
+from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Level, Photo, Series, Table
+from striate.examine.subject import Subject
+from striate.examine.tiling import cell_side
+from striate.stress.corruptions import corrupt
+from striate.stress.grid import PatchGrid
+from striate.stress.patch_perturbation import corrupt_patches
+
+__all__ = ["probe"]
+
+_QUESTION = "Does local damage break it?"
+_SHARES = (32 / 196, 96 / 196, 160 / 196, 1.0)  # of the cells, as published
+_SEVERITY = 5
+
+
+def probe(subject: Subject) -> Finding:
+    """Damage more and more cells of each image, then one cell after another, and count the answers that change."""
+    height, width = subject.pixels.shape[-2:]
+    kinds: tuple[str, ...] = ("gaussian_noise", "defocus_blur", "contrast")
+    if not subject.quick:
+        kinds += ("fog", "pixelate", "jpeg_compression")
+    cell = cell_side(height, width, 14)
+    grid = PatchGrid((height, width), cell)
+    total = (height // cell) * (width // cell)
+    counts = sorted({max(1, round(share * total)) for share in _SHARES})
+    pixels, clean = subject.pixels, subject.predictions
+    changed = torch.zeros(len(kinds), len(counts), len(pixels))
+    for i, kind in enumerate(kinds):
+        subject.say(f"damaged cells: {kind}")
+        for j, count in enumerate(counts):
+            generator = torch.Generator().manual_seed(subject.seed)
+            damaged = corrupt_patches(pixels, kind, _SEVERITY, count, grid, generator)
+            changed[i, j] = (subject.predict(damaged).argmax(dim=1) != clean).float()
+    place, coarse = _by_place(subject, cell_side(height, width, 4 if subject.quick else 7))
+    return _finding(subject, kinds, counts, total, changed, place, coarse)
+
+
+def _finding(
+    subject: Subject,
+    kinds: tuple[str, ...],
+    counts: list[int],
+    total: int,
+    changed: Tensor,
+    place: Tensor,
+    coarse: int,
+) -> Finding:
+    by_count = [wilson_mean(changed[:, j].mean(dim=0).tolist()) for j in range(len(counts))]
+    least, most = by_count[0], by_count[-1]
+    level: Level = (
+        "info"
+        if subject.untrained
+        else "problem"
+        if least.value > 0.3
+        else "attention"
+        if least.value > 0.1
+        else "good"
+    )
+    headline = (
+        f"Damage to {100 * counts[0] / total:.0f} % of the image changes {100 * least.value:.0f} % of the answers; "
+        f"damage to all of it, {100 * most.value:.0f} %."
+    )
+    x = [float(j) for j in range(len(counts))]
+    chart = Chart(
+        title=f"Answers changed by damaged cells, severity {_SEVERITY} of 5",
+        x_label="share of the cells damaged",
+        y_label="share of images",
+        alt=headline,
+        series=[
+            Series(name=kind.replace("_", " "), x=x, y=changed[i].mean(dim=1).tolist()) for i, kind in enumerate(kinds)
+        ],
+        x_ticks=[f"{100 * count / total:.0f} %" for count in counts],
+        y_range=(0, 1.02),
+    )
+    rows: list[list[str | float | int | None]] = [
+        [kind.replace("_", " "), *[f"{100 * float(changed[i, j].mean()):.0f} %" for j in range(len(counts))]]
+        for i, kind in enumerate(kinds)
+    ]
+    worst = kinds[int(changed[:, -1].mean(dim=1).argmax())].replace("_", " ")
+    low, high = float(place.min()), float(place.max())
+    scaled = place.mean(dim=0)
+    scaled = (scaled - scaled.min()) / (scaled.max() - scaled.min()).clamp_min(1e-12)
+    top = torch.nonzero(scaled == scaled.max())[0].tolist()
+    gallery = Gallery(
+        title="Which place matters",
+        note=f"One cell of {coarse} px at a time under noise: how far the probability of the class falls, mean over "
+        f"{len(place)} images (single cells: from {low:+.2f} to {high:+.2f}).",
+        maps=[
+            map_picture(
+                scaled,
+                "mean fall by place",
+                f"The largest mean fall is in row {top[0] + 1} of {scaled.shape[0]}, column {top[1] + 1}.",
+                photo=None,
+            )
+        ],
+        photos=_examples(subject, kinds, counts, total),
+        low_label="least",
+        high_label="most",
+    )
+    return Finding(
+        probe="corruption",
+        question=_QUESTION,
+        status="done",
+        level=level,
+        headline=headline,
+        reading=[
+            f"Worst over the whole image: {worst}. The damage is that of the common-corruptions benchmark at its "
+            "highest severity, cut into cells, drawn at random for each image and the same for every kind.",
+            "An answer counts as changed against the clean prediction, right or wrong.",
+        ],
+        figures=[
+            share(
+                f"Changed at {100 * count / total:.0f} % of the cells", item, f"mean over {len(kinds)} kinds of damage"
+            )
+            for count, item in zip(counts, by_count, strict=True)
+        ],
+        charts=[chart],
+        galleries=[gallery],
+        tables=[
+            Table(
+                title="Answers changed",
+                columns=["damage", *[f"{count} of {total} cells" for count in counts]],
+                rows=rows,
+            )
+        ],
+        checks=[
+            _whole_image_check(subject, total),
+        ],
+        advice=[
+            Advice(
+                text=f"If {worst} is to be expected in use, train with it, and measure on images of your own.",
+                command="striate attack MODEL IMAGES --attack cells",
+            )
+        ],
+        papers=["patch-perturbation"],
+        limits=["The other kinds of damage of the benchmark, and lower severities."],
+    )
+
+
+def _whole_image_check(subject: Subject, total: int) -> CheckRecord:
+    """Damaging every cell must be the benchmark's own function on the whole image, to the last bit."""
+    few = subject.pixels[:4]
+    height, width = few.shape[-2:]
+    grid = PatchGrid((height, width), cell_side(height, width, 14))
+    same = torch.equal(corrupt_patches(few, "contrast", _SEVERITY, total, grid), corrupt(few, "contrast", _SEVERITY))
+    verb = "equals" if same else "does not equal"
+    return CheckRecord(
+        name="all cells = whole image",
+        passed=same,
+        statement=f"Damaging all {total} cells {verb} damaging the whole image, bit for bit (contrast).",
+    )
+
+
+def _by_place(subject: Subject, cell: int) -> tuple[Tensor, int]:
+    """Return how far the class probability falls under noise in each single cell, (images, rows, columns)."""
+    pixels, height, width = subject.pixels[subject.shown], *subject.pixels.shape[-2:]
+    grid = PatchGrid((height, width), cell)
+    rows, columns = height // cell, width // cell
+    noisy = corrupt(pixels, "gaussian_noise", _SEVERITY, seed=subject.seed)
+    masks = torch.cat([grid.mask([index]).reshape(1, 1, height, width) for index in range(rows * columns)])
+    falls = []
+    for place, index in enumerate(subject.shown):
+        label = int(subject.predictions[index])
+        before = float(subject.logits[index].softmax(dim=0)[label])
+        damaged = torch.where(masks, noisy[place], pixels[place])
+        after = subject.predict(damaged).softmax(dim=1)[:, label]
+        falls.append((before - after).view(rows, columns))
+    return torch.stack(falls), cell
+
+
+def _examples(subject: Subject, kinds: tuple[str, ...], counts: list[int], total: int) -> list[Photo]:
+    """One image under one kind of damage, more and more of it."""
+    height, width = subject.pixels.shape[-2:]
+    grid = PatchGrid((height, width), cell_side(height, width, 14))
+    found = []
+    for count in counts:
+        generator = torch.Generator().manual_seed(subject.seed)
+        damaged = corrupt_patches(subject.pixels[:1], kinds[0], _SEVERITY, count, grid, generator)
+        said = subject.model.class_name(int(subject.predict(damaged).argmax()))
+        share = f"{100 * count / total:.0f} %"
+        found.append(photo(damaged[0], f"{kinds[0].replace('_', ' ')} on {share} of the cells", f"{share}: {said}"))
+    return found
