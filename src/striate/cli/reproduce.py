@@ -53,16 +53,17 @@ def reproduce(
     if scale not in get_args(Scale):
         raise InputError("--scale", "striate reproduce", allowed=f"one of {', '.join(get_args(Scale))}", got=scale)
     chosen = [paper for paper in papers() if paper.implemented] if every else [find_paper(key) for key in keys or ()]
-    reproductions = {paper.key: load_reproduction(paper.key) for paper in chosen}
-    minutes = sum(item.minutes[cast(Scale, scale)] for item in reproductions.values())
-    time = "a dry run" if dry_run else f"about {minutes:.2g} min"
-    _say(f"{', '.join(reproductions)} at {scale} scale, {time}")
+    for paper in chosen:
+        if not paper.implemented:
+            load_reproduction(paper.key)  # says so, before anything runs
 
     outcomes: list[Outcome] = []
     failed = []
-    for key, reproduction in reproductions.items():
-        _say(f"── {key}")
+    for key in dict.fromkeys(paper.key for paper in chosen):
         try:
+            reproduction = load_reproduction(key)
+            minutes = f"about {reproduction.minutes[cast(Scale, scale)]:.2g} min"
+            _say(f"── {key}, {scale} scale, {'dry run' if dry_run else minutes}")
             outcome = run(
                 reproduction,
                 scale=cast(Scale, scale),
@@ -78,7 +79,7 @@ def reproduce(
             if ctx.find_root().params.get("traceback"):
                 raise
             failed.append(key)
-            _say(f"   {error}")
+            _say(f"striate: {error}")
             continue
         except KeyboardInterrupt:
             _show([row for outcome in outcomes for row in outcome.rows], markdown)
@@ -89,7 +90,7 @@ def reproduce(
         _say(f"   {_where(outcome)}")
     _show([row for outcome in outcomes for row in outcome.rows], markdown)
     if failed:
-        _say(f"striate: {len(failed)} of {len(reproductions)} failed to run: {', '.join(failed)}.")
+        _say(f"striate: {len(failed)} of {len(failed) + len(outcomes)} failed to run: {', '.join(failed)}.")
         raise typer.Exit(1)
 
 
@@ -120,16 +121,20 @@ def verify(
 def _show(rows: list[Row], markdown: bool) -> None:
     from rich.console import Console
 
-    from striate.papers.scoreboard import markdown_table, reasons, rich_table, summary
+    from striate.papers.scoreboard import TABLE_WIDTH, markdown_table, reasons, rich_table, summary, text_blocks
 
     if not rows:
         return
     if markdown:
         typer.echo(markdown_table(rows), nl=False)
         return
-    Console().print(rich_table(rows))
-    for line in reasons(rows):
-        typer.echo(line)
+    console = Console()
+    if console.width < TABLE_WIDTH:
+        typer.echo(text_blocks(rows, console.width))
+    else:
+        console.print(rich_table(rows))
+        for line in reasons(rows):
+            typer.echo(line)
     typer.echo(f"\n{summary(rows)}")
 
 

@@ -58,7 +58,7 @@ def _finding(subject: Subject, found: list[tuple[int, PatchResult, PatchResult]]
         level = "info"
     headline = (
         f"A sticker of {side} px ({100 * side * side / area:.1f} % of the image), made for the image, changes the "
-        f"answer on {100 * fooled[-1].value:.0f} % of {n}; random pixels in the same place, {100 * control[-1].value:.0f} %."
+        f"answer on {100 * fooled[-1].value:.0f} % of {n} images; random pixels there, {100 * control[-1].value:.0f} %."
     )
     charts = []
     if len(found) > 1:

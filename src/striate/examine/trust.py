@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -98,7 +100,7 @@ def _curves(subject: Subject, name: str, maps: Tensor) -> tuple[Curve, Curve]:
     target = subject.predictions[subject.shown].to(inputs.device)
     pixels = inputs.shape[-1] * inputs.shape[-2]
     step = -(-pixels // (8 if subject.quick else 20))
-    options = {"step": step, "batch_size": BATCH}
+    options: dict[str, Any] = {"step": step, "batch_size": BATCH}
     maps = maps.to(inputs.device)
     return (
         insertion(subject.model, inputs, target, maps, **options),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def explain_shown(subject: Subject) -> tuple[dict[str, Attribution], dict[str, s
     """Explain the shown images by every method of this look, once; return results and the refusals by method."""
     height = subject.pixels.shape[-1]
     window = max(2, height // 7)
-    methods: dict[str, dict[str, object]] = {
+    methods: dict[str, dict[str, Any]] = {
         "grad-cam": {},
         "xgrad-cam": {},
         "integrated-gradients": {"n_steps": 12 if subject.quick else 32},
