@@ -41,7 +41,7 @@ data: env
 	@for name in $(TEST_DATA); do $(BIN)/striate data fetch $$name || echo "$$name cannot be had here; its tests will be skipped"; done
 
 tests: env data
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 bench: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

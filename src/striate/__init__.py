@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from striate.engine.load import load_model
     from striate.engine.model import Preprocessing, VisionModel
     from striate.errors import StriateError, StriateWarning
-    from striate.examine.run import examine
     from striate.explain.registry import METHODS, attribute
-    from striate.papers.catalogue import find_paper, papers
+    from striate.papers.catalogue import find_paper
     from striate.papers.runner import reproduce
 
 __all__ = [
@@ -28,10 +27,8 @@ __all__ = [
     "VisionModel",
     "__version__",
     "attribute",
-    "examine",
     "find_paper",
     "load_model",
-    "papers",
     "reproduce",
 ]
 
@@ -44,16 +41,17 @@ _HOMES = {
     "StriateWarning": "striate.errors",
     "VisionModel": "striate.engine.model",
     "attribute": "striate.explain.registry",
-    "examine": "striate.examine.run",
     "find_paper": "striate.papers.catalogue",
     "load_model": "striate.engine.load",
-    "papers": "striate.papers.catalogue",
     "reproduce": "striate.papers.runner",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that ``import striate`` does not import torch."""
+    """Import a public name on first use, so that ``import striate`` does not import torch.
+
+    No name here is a room's: ``striate.examine`` is the package, and ``from striate.examine import examine`` the call.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'striate' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Readers for a person's images, embedded real sets, and seeded generators with exact ground truth."""

@@ -50,7 +50,7 @@ def examine(
     probes: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    command: str = "striate.examine(…)",
+    command: str = "striate.examine.examine(…)",
     say: Callable[[str], None] = lambda line: None,
     **model_options: Any,
 ) -> Report:

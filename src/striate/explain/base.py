@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -66,12 +67,9 @@ class Explainer(ABC):
             InputError: inputs of another shape or not finite; target out of range.
             ModelError: the model does not return finite (N, classes).
         """
-        _check_inputs(inputs, type(self).__name__)
         start = time.perf_counter()
-        # Outside callers may run under no_grad or inference_mode; what needs gradients must work there too.
-        with torch.inference_mode(False), inspected(self.model), seeded(self.seed):
-            inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
-            raw = self._explain(inputs, target)
+        with self._prepared(inputs) as plain:
+            raw = self._explain(plain, target)
         return Attribution(
             map=raw.map.detach(),
             method=self.name,
@@ -86,6 +84,14 @@ class Explainer(ABC):
         )
 
     __call__ = attribute
+
+    @contextmanager
+    def _prepared(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Check the inputs, hand the model over frozen and in eval mode with seeded generators, and put all back."""
+        _check_inputs(inputs, type(self).__name__)
+        # Outside callers may run under no_grad or inference_mode; what needs gradients must work there too.
+        with torch.inference_mode(False), inspected(self.model), seeded(self.seed):
+            yield inputs.detach().clone() if inputs.is_inference() else inputs.detach()
 
     @abstractmethod
     def _explain(self, inputs: Tensor, target: Target) -> RawMap:

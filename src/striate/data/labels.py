@@ -1,0 +1,169 @@
+"""Which class an image belongs to, by its folder or by a table, and which rule said so."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from striate.engine.model import imagenet_classes
+from striate.errors import DataError, did_you_mean
+
+__all__ = ["Labelling", "labels_by_folder", "labels_from_csv"]
+
+_WNID = re.compile(r"n\d{8}")
+_HEADERS = {"file", "filename", "file_name", "image", "name", "path"}
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Labels and where they come from.
+
+    Attributes:
+        labels: class index by image name; None where there are no labels.
+        class_names: name of each class, or None.
+        rule: how the labels came about, in words.
+        missing: names that a table lists and that were not found.
+    """
+
+    labels: dict[str, int] | None
+    class_names: tuple[str, ...] | None
+    rule: str
+    missing: tuple[str, ...] = ()
+
+
+def labels_by_folder(names: Sequence[str], class_names: Sequence[str] | None = None) -> Labelling:
+    """Label images by the first folder of their names, where that is plausible.
+
+    In this order: ImageNet's wnids (``n02123045``) with ImageNet's classes; names of the model's classes; class
+    numbers; else, as torchvision's ImageFolder, the sorted order of the folders, but only if there are as many
+    folders as the model has classes, or the model's classes are not known. Otherwise the folders are taken for an
+    order of the person's own, and the images have no labels.
+
+    Args:
+        names: of the images, relative, with forward slashes.
+        class_names: of the model, where known.
+
+    >>> labels_by_folder(["cat/a.png", "dog/b.png"], ["cat", "cow", "dog"]).labels
+    {'cat/a.png': 0, 'dog/b.png': 2}
+    """
+    known = None if class_names is None else tuple(class_names)
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    if not folders:
+        return Labelling(None, known, "no labels: there are no class folders")
+    if any("/" not in name for name in names):
+        return Labelling(None, known, "no labels: the images do not all stand in class folders")
+    index, rule = _index_of_folders(folders, known)
+    if index is None:
+        return Labelling(None, known, rule)
+    labels = {name: index[name.split("/")[0]] for name in names}
+    return Labelling(labels, tuple(folders) if known is None and rule.startswith("sorted") else known, rule)
+
+
+def labels_from_csv(path: str | Path, names: Sequence[str], class_names: Sequence[str] | None = None) -> Labelling:
+    """Label images by a table of two columns, file and label, with or without a header line.
+
+    Args:
+        path: the table; comma, semicolon or tab; UTF-8. A file is given by its relative path, or by its bare name
+            where only one image has it. A label is a class number or a class name.
+        names: of the images, relative, with forward slashes.
+        class_names: of the model; without them, label names are numbered in sorted order.
+
+    Raises:
+        DataError: unreadable, or a label is no class; the line is named.
+    """
+    path = Path(path)
+    rows = _rows(path)
+    known = None if class_names is None else tuple(class_names)
+    bare: dict[str, list[str]] = {}
+    for name in names:
+        bare.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+    texts: dict[str, tuple[int, str]] = {}
+    missing = []
+    all_names = set(names)
+    for line, file, label in rows:
+        file = file.replace("\\", "/").removeprefix("./")  # noqa: PLW2901
+        same = [file] if file in all_names else bare.get(file.rsplit("/", 1)[-1], [])
+        if not same:
+            missing.append(file)
+            continue
+        if len(same) > 1:
+            raise DataError(f"{path.name} line {line}: '{file}' could be {same[0]} or {same[1]}; give the folder too.")
+        if texts.get(same[0], (0, label))[1] != label:
+            raise DataError(f"{path.name} line {line}: '{file}' has two labels, {texts[same[0]][1]} and {label}.")
+        texts[same[0]] = line, label
+    numeric = all(label.isdecimal() for _, label in texts.values())
+    if known is None and not numeric:
+        known = tuple(sorted({label for _, label in texts.values()}))
+        rule = f"{path.name}: label names, numbered in sorted order"
+    else:
+        rule = f"{path.name}: {'class numbers' if numeric else 'class names'}"
+    places = _unique_names(known or ())
+    labels = {}
+    for name, (line, label) in texts.items():
+        number = int(label) if label.isdecimal() else places.get(_plain(label))
+        if number is None or (known is not None and number >= len(known)):
+            near = did_you_mean(label, known or ())
+            limit = f" of the model's {len(known)}" if known is not None else ""
+            raise DataError(f"{path.name} line {line}: '{label}' is no class{limit}.{near}")
+        labels[name] = number
+    return Labelling(labels, known, rule, tuple(missing))
+
+
+def _index_of_folders(folders: list[str], known: tuple[str, ...] | None) -> tuple[dict[str, int] | None, str]:
+    if all(_WNID.fullmatch(folder) for folder in folders) and known == imagenet_classes():
+        from timm.data import ImageNetInfo
+
+        place = {wnid: i for i, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+        foreign = [folder for folder in folders if folder not in place]
+        if foreign:
+            return None, f"no labels: {foreign[0]} is none of ImageNet's 1,000 wnids"
+        return {folder: place[folder] for folder in folders}, "folders are ImageNet wnids"
+    if known is not None:
+        place = _unique_names(known)
+        if all(_plain(folder) in place for folder in folders):
+            return {folder: place[_plain(folder)] for folder in folders}, "folders are names of the model's classes"
+    numbers = {folder: int(folder) for folder in folders if folder.isdecimal()}
+    if len(numbers) == len(folders) and (known is None or max(numbers.values()) < len(known)):
+        return numbers, "folders are class numbers"
+    if known is None or len(folders) == len(known):
+        return {folder: i for i, folder in enumerate(folders)}, "sorted order of the folders, as in ImageFolder"
+    return None, (
+        f"no labels: the {len(folders)} folders (first: {folders[0]}) are no names of the model's classes, "
+        f"and it has {len(known)} classes"
+    )
+
+
+def _rows(path: Path) -> list[tuple[int, str, str]]:
+    """Return (line number, file, label) of each row, without the header."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The labels in {path} cannot be read: {error}.") from error
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    rows: list[tuple[int, str, str]] = []
+    for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) < 2 or not cells[0].strip() or not cells[1].strip():
+            raise DataError(f"{path.name} line {number}: two columns, file and label, were expected.")
+        if not rows and cells[0].strip().lower() in _HEADERS:
+            continue
+        rows.append((number, cells[0].strip(), cells[1].strip()))
+    if not rows:
+        raise DataError(f"{path} holds no labels; it should have two columns, file and label.")
+    return rows
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _unique_names(class_names: Sequence[str]) -> dict[str, int]:
+    """Return index by plain name, without names that two classes share."""
+    plain = [_plain(name) for name in class_names]
+    return {name: i for i, name in enumerate(plain) if plain.count(name) == 1}

@@ -1,0 +1,147 @@
+"""Does the attack itself work here? The tests an attack has to pass before its figures say anything about a network.
+
+An attack that fails looks exactly like a robust network: model in training mode, normalisation at the wrong place, a
+gradient that is zero. Athalye, Carlini, Wagner, "Obfuscated Gradients Give a False Sense of Security", 2018, arXiv
+1802.00420, and Carlini et al., "On Evaluating Adversarial Robustness", 2019, arXiv 1902.06705, list what to look for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from striate.engine.check import Check
+from striate.engine.model import VisionModel
+from striate.engine.state import device_of, inspected
+from striate.errors import InputError
+from striate.stress.curve import FGSMCurve, fgsm_curve
+from striate.stress.fgsm import fgsm
+from striate.stress.normalisation import normalisation_check
+from striate.stress.objective import check_images
+from striate.stress.pgd import pgd
+
+__all__ = ["attack_selftests"]
+
+_OVERSHOOT = 0.6
+_ABOUT_ZERO = 0.05
+
+
+def attack_selftests(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    curve: FGSMCurve | None = None,
+    epsilons: Sequence[float] = (0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255),
+    large_eps: float = 64 / 255,
+    steps: int = 5,
+    pgd_images: int = 8,
+    batch_size: int = 16,
+) -> list[Check]:
+    """Test FGSM and PGD on this model and these images.
+
+    Args:
+        model: takes pixels in [0, 1]; it leaves as it came.
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,), or None: then agreement with the clean prediction is what an attack has to break.
+        curve: an FGSM curve that was measured on these images already; else one is measured at ``epsilons``.
+        epsilons: of that curve.
+        large_eps: an eps at which nothing should survive.
+        steps: of PGD.
+        pgd_images: PGD runs on the first so many images.
+        batch_size: images at once.
+
+    Returns:
+        Checks named ``eval mode``, ``preprocessing``, ``normalisation``, ``eps 0``, ``gradient``, ``monotone``,
+        ``PGD >= FGSM`` and ``large eps``, in this order.
+    """
+    if steps < 1 or pgd_images < 1:
+        raise InputError("steps, pgd_images", "attack_selftests", allowed=">= 1", got=(steps, pgd_images))
+    mode = _mode(model)
+    with inspected(model, warn=False):
+        images = check_images(images, "attack_selftests", (0.0, 1.0)).to(device_of(model))
+        curve = fgsm_curve(model, images, labels, epsilons=epsilons, batch_size=batch_size) if curve is None else curve
+        few, y = images[:pgd_images], curve.labels[:pgd_images].to(images.device)
+        return [
+            mode,
+            _preprocessing(model),
+            normalisation_check(model, images),
+            _zero_eps(model, few, y),
+            _gradient(curve),
+            _monotone(curve),
+            _stronger(model, few, y, next((eps for eps in curve.epsilons if eps > 0), large_eps), steps),
+            _large(model, few, y, large_eps, steps),
+        ]
+
+
+def _mode(model: nn.Module) -> Check:
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if not training:
+        return Check("eval mode", True, "The model came in eval mode and was attacked in it.")
+    statement = f"The model came in training mode ({training[0]}); it was switched to eval mode for the attack."
+    return Check("eval mode", False, statement)
+
+
+def _preprocessing(model: nn.Module) -> Check:
+    if not isinstance(model, VisionModel):
+        statement = (
+            "The model is a bare module: pixels in [0, 1] go in as they are, whatever it does inside; eps is in pixels."
+        )
+        return Check("preprocessing", None, statement)
+    record = model.preprocessing
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (record.mean, record.std))
+    statement = (
+        f"Pixels in [0, 1] go in and are normalised inside the model, mean ({mean}), std ({std}) ({record.source}); "
+        "eps and clipping are in pixels."
+    )
+    return Check("preprocessing", True, statement)
+
+
+def _zero_eps(model: nn.Module, images: Tensor, y: Tensor) -> Check:
+    moved = [fgsm(model, images, y, 0.0), pgd(model, images, y, 0.0, steps=1)]
+    with torch.no_grad():
+        same = all(torch.equal(other, images) and torch.equal(model(other), model(images)) for other in moved)
+    words = "are the clean images, bit for bit" if same else "differ from the clean images or their scores"
+    return Check("eps 0", same, f"At eps = 0 the attacked images {words}.")
+
+
+def _gradient(curve: FGSMCurve) -> Check:
+    n, still, sure = len(curve.unmoved), int(curve.unmoved.sum()), int(curve.saturated.sum())
+    statement = f"{still} of {n} images have a gradient of exactly zero"
+    statement += f"; {sure} were saturated and attacked through their logits." if sure else "."
+    return Check("gradient", still == 0, statement, still / n, 0.0)
+
+
+def _monotone(curve: FGSMCurve) -> Check:
+    """Error may fall again only after it has passed 60 %: a step that is too long overshoots."""
+    n = len(curve.labels)
+    errors = [curve.error("clean")[0].value, *[interval.value for interval in curve.error("fgsm")]]
+    until = next((i for i, error in enumerate(errors) if error > _OVERSHOOT), len(errors) - 1)
+    drops = [errors[i] - errors[i + 1] for i in range(until)]
+    worst, bound = max(0.0, *drops, 0.0), max(1, round(0.02 * n)) / n
+    shown = ", ".join(f"{100 * error:.0f}" for error in errors)
+    statement = (
+        f"Error in percent at eps 0 and upwards: {shown}; largest fall before overshoot {100 * worst:.0f} points."
+    )
+    return Check("monotone", worst <= bound + 1e-9, statement, worst, bound)
+
+
+def _stronger(model: nn.Module, images: Tensor, y: Tensor, eps: float, steps: int) -> Check:
+    one = _kept(model, fgsm(model, images, y, eps), y)
+    many = _kept(model, pgd(model, images, y, eps, steps=steps, random_start=False), y)
+    at = f"At eps = {255 * eps:.3g}/255"
+    statement = f"{at}, {steps} PGD steps leave {many} of {len(y)} images right, one FGSM step leaves {one}."
+    return Check("PGD >= FGSM", many <= one, statement, many / len(y), one / len(y))
+
+
+def _large(model: nn.Module, images: Tensor, y: Tensor, eps: float, steps: int) -> Check:
+    share = _kept(model, pgd(model, images, y, eps, steps=steps), y) / len(y)
+    statement = f"At eps = {255 * eps:.3g}/255, {steps} PGD steps leave {100 * share:.0f} % of {len(y)} images right."
+    return Check("large eps", share <= _ABOUT_ZERO, statement, share, _ABOUT_ZERO)
+
+
+def _kept(model: nn.Module, images: Tensor, y: Tensor) -> int:
+    with torch.no_grad():
+        return int((model(images).argmax(dim=1) == y).sum())
