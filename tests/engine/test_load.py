@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from striate.data.images import prepare
 from torch import nn
 
 from striate.data.embedded import photographs
+from striate.data.images import prepare
 from striate.engine.load import load_model, load_state_dict, read_weights
 from striate.engine.model import Preprocessing, VisionModel, get_layer, layer_name
 from striate.engine.packages import find

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from striate.engine.stats import Interval
 from striate.examine.finding import Figure, MapPicture, Photo, Series
+from striate.explain.result import normalize
 
 __all__ = ["line", "map_picture", "percent", "photo", "share"]
 
 _PHOTO_SIDE = 176
-_MAP_SIDE = 56
+_MAP_SIDE = 28
 
 
 def photo(pixels: Tensor, name: str, caption: str = "", side: int = _PHOTO_SIDE) -> Photo:
@@ -34,10 +35,15 @@ def photo(pixels: Tensor, name: str, caption: str = "", side: int = _PHOTO_SIDE)
 def map_picture(
     values: Tensor, title: str, alt: str, *, photo: int | None, caption: str = "", side: int = _MAP_SIDE
 ) -> MapPicture:
-    """Return an (H, W) map in [0, 1] as bytes for the report, averaged down to at most ``side`` pixels."""
+    """Return an (H, W) map in [0, 1] as bytes for the report.
+
+    It is averaged down to at most ``side`` pixels and then stretched to [0, 1] again: a map of single pixels would
+    otherwise be drawn nearly black.
+    """
     height, width = min(values.shape[0], side), min(values.shape[1], side)
     small = torch.nn.functional.adaptive_avg_pool2d(values[None, None].float(), (height, width))[0, 0]
-    data = (small.clamp(0, 1) * 255).round().byte().cpu().numpy().tobytes()
+    small = normalize(small[None])[0]
+    data = (small * 255).round().byte().cpu().numpy().tobytes()
     encoded = base64.b64encode(data).decode("ascii")
     return MapPicture(photo=photo, height=height, width=width, base64=encoded, title=title, alt=alt, caption=caption)
 

@@ -58,11 +58,15 @@ def probe(subject: Subject) -> Finding:
     unfit = sorted(set(curves) - set(better))
     level: Level = "good" if not unfit and all(item.passed is not False for item in checks) else "attention"
     if not better:
-        headline = "No: by insertion and deletion, none of these maps does better than a random map."
-        level = "problem" if not subject.untrained else "attention"
+        headline = (
+            "Not shown: by insertion and deletion, no method's maps are surely better than random ones on these "
+            f"{len(subject.shown)} images."
+        )
+        level = "attention"
     elif unfit:
         headline = (
-            f"In part: on insertion and deletion {', '.join(better)} beat a random map; {', '.join(unfit)} did not."
+            f"In part: on insertion and deletion {', '.join(better)} beat a random map; for {', '.join(unfit)} "
+            f"{len(subject.shown)} images do not show it."
         )
     else:
         headline = "Yes, as far as this goes: every method beats a random map on both insertion and deletion."

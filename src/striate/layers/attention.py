@@ -287,7 +287,7 @@ class _AttentionMode(TorchFunctionMode):
         self.keep(weights if weights.dim() == 4 else weights[None])
         return output, (weights.mean(dim=-3) if averaged else weights) if wanted else None
 
-    def _fused(  # noqa: PLR0917 - the signature of scaled_dot_product_attention
+    def _fused(
         self,
         query: Tensor,
         key: Tensor,

@@ -32,7 +32,7 @@ from striate.data.embedded import photographs
 from striate.data.mosaic import Mosaic, two_object_mosaic
 from striate.data.picture import prepare
 from striate.engine.load import load_model
-from striate.engine.state import inspected
+from striate.engine.state import inspected, seeded
 from striate.engine.stats import Interval, bootstrap_mean, paired_bootstrap
 from striate.engine.train import Recipe, trained
 from striate.errors import RunError, UnstableWarning
@@ -95,15 +95,14 @@ def _mini_vgg() -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):  # with PyTorch's default it stays at the classes' frequencies
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
     return model
 
 
 def _network(run: Run, seed: int) -> nn.Module:
     """The small VGG, trained to tell which two classes are on a canvas; untrained at smoke scale."""
     if run.scale == "smoke":
-        torch.manual_seed(seed)
-        return _mini_vgg().eval()
+        with seeded(seed):
+            return _mini_vgg().eval()
     n = 5_000
 
     def data() -> tuple[Tensor, Tensor]:
@@ -112,7 +111,8 @@ def _network(run: Run, seed: int) -> nn.Module:
 
     origin = two_object_mosaic(1, seed=seed).origin
     recipe = Recipe(epochs=3, batch_size=64, lr=2e-3, schedule="one-cycle", seed=seed)
-    return trained("mini-vgg", _mini_vgg, data, recipe, loss=_both_classes, key={"data": origin, "n": n}).to(run.device)
+    key = {"data": origin, "n": n, "init": "kaiming"}
+    return trained("mini-vgg", _mini_vgg, data, recipe, loss=_both_classes, key=key, device=run.device)
 
 
 def _both_classes(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
