@@ -103,7 +103,7 @@ def _curves(subject: Subject, name: str, maps: Tensor) -> tuple[Curve, Curve]:
     inputs = subject.pixels[subject.shown].to(subject.model.mean.device)
     target = subject.predictions[subject.shown].to(inputs.device)
     pixels = inputs.shape[-1] * inputs.shape[-2]
-    step = -(-pixels // (8 if subject.quick else 20))
+    step = -(-pixels // (8 if subject.quick else 14))
     options: dict[str, Any] = {"step": step, "batch_size": BATCH}
     maps = maps.to(inputs.device)
     return (
@@ -119,7 +119,7 @@ def _sanity(subject: Subject) -> list[tuple[CheckRecord, Table | None]]:
     methods = [name for name in ("grad-cam", "integrated-gradients") if name in subject.explained]
     for name in methods[: 1 if subject.quick else 2]:
         subject.say(f"model randomisation: {name}")
-        options = {"n_steps": 8} if name == "integrated-gradients" else {"layer": subject.explained[name].layer}
+        options = {"n_steps": 4} if name == "integrated-gradients" else {"layer": subject.explained[name].layer}
         try:
             result = randomization_check(
                 subject.model, inputs, name, stages=4, target=subject.predictions[subject.shown], **options

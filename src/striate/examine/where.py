@@ -32,11 +32,11 @@ def explain_shown(subject: Subject) -> tuple[dict[str, Attribution], dict[str, s
     methods: dict[str, dict[str, Any]] = {
         "grad-cam": {},
         "xgrad-cam": {},
-        "integrated-gradients": {"n_steps": 12 if subject.quick else 32},
+        "integrated-gradients": {"n_steps": 12 if subject.quick else 20},
         "occlusion": {"window": window, "stride": window if subject.quick else max(1, window // 2)},
     }
     if not subject.quick:
-        methods["rise"] = {"n_masks": 400}
+        methods["rise"] = {"n_masks": 256}
     refused = {}
     inputs = subject.pixels[subject.shown].to(subject.model.mean.device)
     target = subject.predictions[subject.shown].to(inputs.device)

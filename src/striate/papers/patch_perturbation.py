@@ -460,7 +460,8 @@ def _judge_temperature(steps: Mapping[str, Any]) -> Judgement:
     drops = {t: [p - _percent(row["adaptive"]) for p, row in zip(plain, rows[t], strict=True)] for t in temperatures}
     costs = {t: fmean(a["accuracy"] - b["accuracy"] for a, b in zip(rows[1.0], rows[t], strict=True)) for t in rows}
     within = [t for t in temperatures if t != 1 and costs[t] <= 2.0]
-    best = max(within or temperatures[1:], key=lambda t: fmean(drops[t]))
+    # Where none keeps the accuracy, the one that costs least is shown.
+    best = max(within, key=lambda t: fmean(drops[t])) if within else min(temperatures[1:], key=lambda t: costs[t])
     drop, restart = fmean(drops[best]), fmean(drops[1.0])
     natural = [fmean(row["natural"] for row in rows[t]) for t in (1.0, best)]
     measured = (
