@@ -50,7 +50,8 @@ def explain(
     from striate.report.heatmap import overlay
 
     names = method or ["xgrad-cam"]
-    classes = {name: get_method(name) for name in names}
+    for name in names:
+        get_method(name)  # a misspelt method is refused before anything is loaded
     loaded = load_model(model, **model_options(architecture, pretrained, input_size, mean, std, class_names, device))
     wanted = None if target is None else class_index(target, loaded)
     console = Console(highlight=False)
@@ -66,7 +67,7 @@ def explain(
             panels = [_picture(pixels[0])]
             for key in names:
                 options = {"layer": layer} if layer is not None and METHODS[key].family == "cam" else {}
-                result = classes[key](loaded, **options).attribute(pixels, wanted)
+                result = METHODS[key].factory(loaded, **options).attribute(pixels, wanted)
                 panels.append(overlay(_picture(pixels[0]), result.normalized[0].cpu().numpy()))
                 mark = {True: "passed", False: "failed", None: "–"}[result.check.passed]
                 shown = loaded.class_name(int(result.target[0]))

@@ -568,7 +568,9 @@ def _judge_gradients(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Jud
             "Gradient methods gain, but CAM and perturbation methods gain as much: the claim limits it to the former."
         )
         return Judgement("direction only", measured, control, reason)
-    return Judgement("reproduced", measured, control)
+    also = [name for name, interval in other.items() if interval.low > 0]
+    note = f"By the rule; yet {', '.join(also)} gain clearly too, if less: more than the claim says." if also else ""
+    return Judgement("reproduced", measured, control, note)
 
 
 def _cue_control(steps: Mapping[str, Any], evidence: list[_Evidence], metrics: Sequence[str]) -> str:
