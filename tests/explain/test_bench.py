@@ -187,6 +187,17 @@ def test_temperature_is_only_for_methods_that_explain_a_logit_unless_named() -> 
     assert {(row.model, row.method) for row in rows if row.temperature == 2} == {("gain 8.0", "noise")}
 
 
+def test_a_method_that_refuses_the_divided_network_keeps_its_rows() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    )
+    table = bench(
+        models={"net": model.eval()}, methods=["cam"], only_correct=False, limit=4, temperatures=(2.0,)
+    ).run()  # fmt: skip
+    assert not table.skipped
+    assert {row.temperature for row in table.rows} == {1.0}
+
+
 def test_two_networks_have_no_correlation_and_no_temperature_no_check() -> None:
     row = BenchRow("a", "m", "insertion", (0.1, 0.2))
     table = BenchTable((row,), (0, 1), {"a": (0.5, 0.5)}, {"a": 1.0})

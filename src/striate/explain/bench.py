@@ -224,6 +224,7 @@ class ExplainabilityBench:
         temperature_models: names of the networks for which that is done; default the first.
         temperature_methods: names of the methods for which that is done. Default: those of the gradient and CAM
             families; perturbation methods explain the probability itself, so their maps follow the temperature too.
+            A method that refuses the divided network (CAM does) is measured at temperature 1 alone.
         batch_size: images explained in one call; they are moved to each network's device.
         seed: of the order among equally salient pixels.
         report: called with a line of progress for each network and method.
@@ -340,7 +341,10 @@ class ExplainabilityBench:
         for temperature in (1.0, *self._temperatures(name, method, explainer)):
             if temperature != 1:
                 model = tempered(self.models[name], temperature)
-                maps, _ = self._maps(make(model), judged)
+                try:
+                    maps, _ = self._maps(make(model), judged)
+                except LayerError:  # CAM finds its head by the logit's identity, which a temperature breaks
+                    break
             for metric in self.metrics:
                 values, problem = self._values(metric, model, judged, maps, alpha)
                 failed += problem

@@ -712,7 +712,7 @@ def _gain_figure(evidence: list[_Evidence]) -> Figure:
     import matplotlib.pyplot as plt
 
     metrics = (*_LOCALISATION, "energy-in-box")
-    figure, axes = plt.subplots(1, len(metrics), figsize=(11, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(11, 3.6), sharey=True, layout="constrained")
     methods = evidence[0].methods
     for axis, metric in zip(axes, metrics, strict=True):
         intervals = [bootstrap_mean(_gain(evidence, method, [metric])) for method in methods]
@@ -730,7 +730,7 @@ def _gain_figure(evidence: list[_Evidence]) -> Figure:
 def _confidence_figure(evidence: list[_Evidence]) -> Figure:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
     for axis, metric in zip(axes, ("insertion", "deletion"), strict=True):
         for e in evidence:
             for name in e.right:
@@ -738,6 +738,7 @@ def _confidence_figure(evidence: list[_Evidence]) -> Figure:
                 point = fmean(e.table.confidence[name]), fmean(found)
                 axis.scatter(*point, color="#c2410c" if name.endswith("robust") else "#1d4ed8", s=22)
                 axis.annotate(name, point, fontsize=6, xytext=(3, 3), textcoords="offset points")
+        axis.set_xlim(right=1.08)  # room for the names
         axis.set_xlabel("mean confidence")
         axis.set_ylabel(f"{metric}, mean over methods")
     return figure
