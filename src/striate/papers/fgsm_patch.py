@@ -7,7 +7,11 @@ the public Amsterdam deep-learning tutorial on adversarial attacks.
 Laptop: one small network of each of the three families (striate.models.mini) on Fashion-MNIST, three seeds, patches of
 the published shares of the image's side; and the embedded ImageNet network on real photographs, where labels are its
 own clean predictions. What differs: 28 x 28 grey images need a larger eps than ImageNet's, and a patch trained on
-5,000 small images for 80 steps stands for one trained on 4,500 photographs for 700.
+5,000 small images for 80 steps stands for one trained on 4,500 photographs for 700, its learning rate raised by the
+same factor (at the published 0.1 the patch is still nearly the grey that it starts from after 80 steps). The networks
+are trained with a learning rate of 1e-2 in batches of 64: at 1e-3 in batches of 128 the inception network is wrong on
+47 % of the clean images, and three times that cannot be reached. This was changed after the first attack figures
+had been seen; it was chosen by clean error alone.
 
 Paper: the three torchvision networks with their ImageNet weights (downloaded), five images a class of the validation
 set under ``--data`` (``val/<wnid>/*.JPEG`` or the class folders themselves), eps in normalised units without clipping.
@@ -178,7 +182,8 @@ def _measure_patch(
 ) -> dict[str, Any]:
     model, (images, labels) = network(), train
     patch = AdversarialPatch(side, target, image_size=images.shape[-1], channels=images.shape[1])
-    losses = patch.fit(model, images, steps, batch_size=64, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    losses = patch.fit(model, images, steps, lr=_patch_lr(steps), batch_size=64, generator=generator)
     controls = {
         "random": patch.random_control(torch.Generator().manual_seed(seed)),
         "image": patch.image_control(images[labels == target][0]),
@@ -189,6 +194,11 @@ def _measure_patch(
         **_score(patch, model, held_out),
         "controls": {name: _score(control, model, held_out) for name, control in controls.items()},
     }
+
+
+def _patch_lr(steps: int) -> float:
+    """Return the published 0.1 times what the steps fall short of the published 700: the patch may go as far."""
+    return 0.1 * 700 / steps
 
 
 def _score(patch: AdversarialPatch, model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Any]:
@@ -226,9 +236,8 @@ def _measure_lite0_patch(run: Run) -> dict[str, Any]:
     model = load_model("lite0", device=run.device)
     names, images = _photographs(run, model, 2 if smoke else 20)
     split, steps = (1, 1) if smoke else (12, 24)
-    # Two dozen steps where the paper takes 700: a larger step makes up for some of them.
     patch = AdversarialPatch(64, _BANANA, image_size=images.shape[-1])
-    losses = patch.fit(model, images[:split], steps, lr=5.0, batch_size=4)
+    losses = patch.fit(model, images[:split], steps, lr=_patch_lr(steps), batch_size=4)
     held_out, control = images[split:], patch.random_control()
     scores = {name: sticker.evaluate(model, held_out, 1 if smoke else 2, batch_size=4) for name, sticker in
               (("patch", patch), ("random", control))}  # fmt: skip
