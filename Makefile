@@ -11,7 +11,7 @@ TEST_DATA := fashion-mnist mobilenet-v2 cut-outs photo-backgrounds
 help:
 	@echo "make demo   set up, then examine the embedded network on the embedded photographs"
 	@echo "make test   set up, then lint, types and tests"
-	@echo "make bench  set up, then the benchmarks against other libraries (about 15 minutes)"
+	@echo "make bench  set up, then the benchmarks against other libraries (quiet machine, tens of minutes)"
 
 env: $(STAMP)
 
@@ -45,7 +45,7 @@ tests: env data
 
 bench: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/run.py
+	for name in cam attribution attacks; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: env
 	$(BIN)/ruff check --fix .
