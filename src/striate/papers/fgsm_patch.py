@@ -398,7 +398,8 @@ def _judge_patch(steps: Mapping[str, Any]) -> Judgement:
         return Judgement("reproduced", *figures)
     if not rising or success[-1] <= random[-1]:
         return Judgement("not reproduced", *figures, "Success does not rise with the size beyond the random patch.")
-    return Judgement("direction only", *figures, "Success rises with size, but misses 60 % or three times the control.")
+    missed = [words for held, words in ((strong, "60 %"), (beyond, "three times the random patch")) if not held]
+    return Judgement("direction only", *figures, f"Success rises with size, but misses {' and '.join(missed)}.")
 
 
 def _judge_order(steps: Mapping[str, Any]) -> Judgement:
