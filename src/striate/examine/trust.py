@@ -131,7 +131,7 @@ def _sanity(subject: Subject) -> list[tuple[CheckRecord, Table | None]]:
             title=f"Model randomisation under {name}",
             columns=["randomised down to", "rank correlation with the map before", "structural similarity"],
             rows=[
-                [stage, float(result.spearman[i].mean()), float(result.ssim[i].mean())]
+                [stage.removeprefix("network."), float(result.spearman[i].mean()), float(result.ssim[i].mean())]
                 for i, stage in enumerate(result.stages)
             ],
         )

@@ -32,11 +32,11 @@ def explain_shown(subject: Subject) -> tuple[dict[str, Attribution], dict[str, s
     methods: dict[str, dict[str, Any]] = {
         "grad-cam": {},
         "xgrad-cam": {},
-        "integrated-gradients": {"n_steps": 12 if subject.quick else 20},
+        "integrated-gradients": {"n_steps": 12 if subject.quick else 50},
         "occlusion": {"window": window, "stride": window if subject.quick else max(1, window // 2)},
     }
     if not subject.quick:
-        methods["rise"] = {"n_masks": 256}
+        methods["rise"] = {"n_masks": 1000}
     refused = {}
     inputs = subject.pixels[subject.shown].to(subject.model.mean.device)
     target = subject.predictions[subject.shown].to(inputs.device)
@@ -65,7 +65,8 @@ def probe(subject: Subject) -> Finding:
     maps = {name: result.normalized for name, result in explained.items()}
     pairs = {(a, b): np.array(agreement(maps[a], maps[b])) for a, b in combinations(maps, 2)}
     same = [pair for pair, values in pairs.items() if np.nanmin(values, initial=1.0) > 0.9999]
-    pairs = {pair: values for pair, values in pairs.items() if pair not in same and np.isfinite(values).any()}
+    twins = {b for _, b in same}  # the same map under another name must not count twice
+    pairs = {pair: v for pair, v in pairs.items() if not twins & set(pair) and np.isfinite(v).any()}
     figures, level, headline = _judge(subject, pairs)
     failed = [name for name, result in explained.items() if result.check.passed is False]
     reading = [
@@ -75,7 +76,7 @@ def probe(subject: Subject) -> Finding:
     ]
     reading += [
         f"{a} and {b} give the same map here (everything above the layer is average pooling and a linear layer, where "
-        "the two are one formula), so the pair does not count as agreement."
+        "the two are one formula), so it counts once."
         for a, b in same
     ]
     if failed:
@@ -93,7 +94,7 @@ def probe(subject: Subject) -> Finding:
         figures=figures,
         galleries=[_gallery(subject, maps)],
         tables=[_pairs_table(pairs), _methods_table(explained)],
-        checks=[CheckRecord(**result.check.to_dict()) for result in explained.values()],
+        checks=[_check(name, result) for name, result in explained.items()],
         advice=[
             Advice(
                 text=f"Look at single images, other classes or another layer than {' or '.join(sorted(layers))}."
@@ -141,6 +142,11 @@ def _judge(subject: Subject, pairs: dict[tuple[str, str], np.ndarray]) -> tuple[
         "Whether any of them is right is the next question."
     )
     return [figure], level, headline
+
+
+def _check(name: str, result: Attribution) -> CheckRecord:
+    record = CheckRecord(**result.check.to_dict())
+    return record.model_copy(update={"statement": f"{name}: {record.statement}"})
 
 
 def _gallery(subject: Subject, maps: dict[str, Tensor]) -> Gallery:

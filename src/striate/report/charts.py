@@ -59,7 +59,8 @@ def svg(chart: Chart, *, identifier: str) -> str:
         for side in axes.spines.values():
             side.set_visible(False)
         if len(chart.series) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+            columns = min(3, len(chart.series))  # below the axes, where no line can run through it
+            figure.legend(loc="outside lower center", ncols=columns, frameon=False, labelcolor=_INK, fontsize=9)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = buffer.getvalue()
