@@ -56,7 +56,7 @@ def probe(subject: Subject) -> Finding:
     where = f"{threads} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     spread = (high - low) / median
     figures = [
-        Figure(name="Parameters", value=parameters / 1e6, unit="million"),
+        Figure(name="Parameters", value=parameters),
         Figure(name="Stored size", value=stored / 2**20, unit="MiB", note="state dict in its own precision"),
         Figure(name="Multiply-adds", value=None if flops is None else flops / 2e9, unit="G", note="one image"),
         Figure(name="Latency, one image", value=median, low=low, high=high, unit="ms", note="median, 10th to 90th %"),
@@ -89,7 +89,7 @@ def probe(subject: Subject) -> Finding:
         question=_QUESTION,
         status="done",
         level="info",
-        headline=f"{parameters / 1e6:.1f} million parameters; one image takes {median:.0f} ms on {where}, "
+        headline=f"{parameters:,} parameters; one image takes {median:.3g} ms on {where}, "
         f"and batches of {sizes[best]} are the most efficient ({1000 / per_image[best][0]:.0f} images/s).",
         reading=[
             "Latency is measured, not derived: on a CPU the count of multiply-adds is a poor guide to time.",

@@ -68,6 +68,8 @@ def probe(subject: Subject) -> Finding:
     twins = {b for _, b in same}  # the same map under another name must not count twice
     pairs = {pair: v for pair, v in pairs.items() if not twins & set(pair) and np.isfinite(v).any()}
     figures, level, headline = _judge(subject, pairs)
+    if subject.untrained:
+        level = "info"
     failed = [name for name, result in explained.items() if result.check.passed is False]
     reading = [
         "Every map explains the class that the network named, on one colour scale: each map's own smallest value is "
