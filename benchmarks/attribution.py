@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def integrated_gradients(timed, name: str, model: nn.Module, image: Tensor, target: int, n_steps: int) -> list[Row]:
-    explainer = IntegratedGradients(model, n_steps=n_steps)
+    explainer = IntegratedGradients(model, n_steps=n_steps, baseline=0.0)
     peer = captum_attr.IntegratedGradients(model)
     theirs = partial(peer.attribute, target=target, n_steps=n_steps, method="riemann_middle")
 
@@ -64,7 +64,7 @@ def integrated_gradients(timed, name: str, model: nn.Module, image: Tensor, targ
 
 
 def occlusion(timed, name: str, model: nn.Module, image: Tensor, target: int, window: int) -> list[Row]:
-    explainer = Occlusion(model, window=window, stride=window // 2)
+    explainer = Occlusion(model, window=window, stride=window // 2, baseline=0.0)
     peer = captum_attr.Occlusion(model)
     theirs = partial(
         peer.attribute,
@@ -89,7 +89,7 @@ def occlusion(timed, name: str, model: nn.Module, image: Tensor, target: int, wi
 
 
 def rise(timed, name: str, model: nn.Module, image: Tensor, target: int, n_masks: int) -> list[Row]:
-    explainer = RISE(model, n_masks=n_masks)
+    explainer = RISE(model, n_masks=n_masks, baseline=0.0)
     full = explainer.masks((224, 224)).enlarged(range(n_masks))
 
     def ours() -> Tensor:
@@ -117,7 +117,7 @@ def memory(steps: tuple[int, ...]) -> None:
     """Print by how much Integrated Gradients raises the process's memory, on Lite0, for several numbers of steps."""
     print(f"\nPeak memory that Integrated Gradients adds (Lite0, MB) at {', '.join(map(str, steps))} steps")
     call = {
-        "ours": "IntegratedGradients(model, n_steps={n}).input_attribution(image, 0)",
+        "ours": "IntegratedGradients(model, n_steps={n}, baseline=0.0).input_attribution(image, 0)",
         "captum": "captum_attr.IntegratedGradients(model).attribute(image, target=0, n_steps={n})",
     }
     for who, line in call.items():
