@@ -15,6 +15,7 @@ help:
 
 env: $(STAMP)
 
+# The peers of the benchmarks are installed too: parity tests compare with them.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Striate needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -22,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 		rm -rf $(VENV); \
 		echo "python3 comes without venv here; installing python3-venv"; \
 		apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	@touch $@
 
 demo: env
@@ -44,7 +45,6 @@ tests: env data
 	$(BIN)/python -m pytest -n auto
 
 bench: env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	for name in cam attribution attacks; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: env
