@@ -7,6 +7,9 @@ class, also to a network that never looks at the object, and its L2 norm is 0.02
 half the distance of two cues, 0.98, to turn one into another, so an eps of 0.75 does not erase it for an ideal matched
 filter; a network that is trained adversarially at 0.75 does not use it all the same (measured: accuracy 0.58 with and
 without the cue, where standard training gives 0.91 and 0.44).
+
+Brightness, spread and opacity of the background were chosen on one seed and one architecture, so that an adversarially
+trained network beats an ordinary one under attack; nothing about explanations was looked at.
 """
 
 from __future__ import annotations
