@@ -8,8 +8,8 @@ its last layer CAM, Grad-CAM and XGrad-CAM are one map by algebra, and a compari
 VGG with a fully connected head, trained on canvases with two objects at known places, at its last max-pool, three
 seeds. Every drop of a score is measured by removing the channel, never approximated. What differs from the paper: the
 networks and the images. The small VGG's recipe (Kaiming weights, learning rate 2e-3, 5,000 canvases, 3 epochs) was
-chosen after a first run in which it had not learned: it found 19 % of the classes, where chance is 20 %. The gate of 60 %
-was set before the run that counts; the predicates were not touched.
+chosen after a first run in which it had not learned: it found 19 % of the classes, where chance is 20 %. The gate of
+60 % was set before the run that counts; the predicates were not touched.
 
 Paper: torchvision's VGG-16 with its ImageNet weights (downloaded), ``features.30``, 1,000 images of the validation set
 under ``--data`` (``val/<wnid>/*.JPEG`` or the class folders themselves). Localisation is measured where ImageNet's
