@@ -210,6 +210,9 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None) -> VisionMo
     import timm
 
     if not name.startswith("hf_hub:") and not timm.is_model(name):
+        # By name, as anybody's factory: the engine does not depend on the networks that it loads.
+        importlib.import_module("striate.models.zoo")
+    if not name.startswith("hf_hub:") and not timm.is_model(name):
         bare = name.partition(".")[0]
         near = did_you_mean(bare, [*timm.list_models(), *EMBEDDED])
         raise ModelError(
