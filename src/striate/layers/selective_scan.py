@@ -72,7 +72,7 @@ def selective_scan(
 
     >>> one = torch.ones(1, 1, 3)
     >>> selective_scan(one, one * 0.6931, -torch.ones(1, 1), one, one)
-    tensor([[[0.6931, 1.0397, 1.2129]]])
+    tensor([[[0.6931, 1.0397, 1.2130]]])
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
     chosen = best_backend(u) if backend == "auto" else backend
