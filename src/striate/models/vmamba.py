@@ -215,7 +215,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     for wrapper in ("model_ema", "state_dict", "model"):
         if isinstance(state_dict.get(wrapper), dict):
             state_dict = state_dict[wrapper]
-    return {_ours(name): value for name, value in state_dict.items()}
+    renamed = {_ours(name): value for name, value in state_dict.items()}
+    for name, own in model.state_dict().items():
+        if name in renamed and renamed[name].dim() == 4 and own.dim() == 2:  # a linear layer saved as a convolution
+            renamed[name] = renamed[name].flatten(1)
+    return renamed
 
 
 def _ours(name: str) -> str:
