@@ -7,15 +7,16 @@ those of the authors' code (no route runs backwards); the paper's figure draws f
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from striate.errors import InputError
+from striate.layers.ss2d import SS2D
 
-__all__ = ["Phases", "atrous_merge", "atrous_scan"]
+__all__ = ["ES2D", "Phases", "atrous_merge", "atrous_scan"]
 
 Phases = Literal["four", "all"]
 
@@ -69,6 +70,43 @@ def atrous_merge(
     tiles = [y.unflatten(2, (w, h)).mT if k % 2 else y.unflatten(2, (h, w)) for k, y in enumerate(routes)]
     x = torch.stack(tiles).unflatten(0, (step, step))  # (j, i, B, C, h, w)
     return x.permute(2, 3, 4, 1, 5, 0).flatten(4).flatten(2, 3)[..., :height, :width]
+
+
+class ES2D(SS2D):
+    """Efficient 2-D scan: the vanilla SS2D (gate, bias in the convolution) along atrous routes.
+
+    Every token is scanned once, in a sequence ``step``² times shorter than the map, and sees only earlier tokens of its
+    own tile: the convolutions around the scan have to carry information from tile to tile.
+
+    Args:
+        dim: channels; (N, C, H, W) stays.
+        d_state: N, states a channel.
+        ssm_ratio: width of the scan, in units of ``dim``.
+        step, phases, reverse: see :func:`atrous_scan`.
+        **options: others of :class:`~striate.layers.ss2d.SS2D`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        ssm_ratio: float = 2.0,
+        step: int = 2,
+        phases: Phases = "four",
+        reverse: bool = False,
+        **options: Any,
+    ) -> None:
+        _check(step, phases, "ES2D")
+        super().__init__(dim, d_state, ssm_ratio, n_routes=step * step, **{"conv_bias": True, "gate": True, **options})
+        self.atrous: dict[str, Any] = {"step": step, "phases": phases, "reverse": reverse}
+
+    def unroll(self, x: Tensor) -> Tensor:
+        """Return routes (B, K, d_inner, h * w) of a map (B, d_inner, H, W)."""
+        return atrous_scan(x, **self.atrous)
+
+    def merge(self, ys: Tensor, height: int, width: int) -> Tensor:
+        """Return the map (B, d_inner, H, W) of routes."""
+        return atrous_merge(ys, height, width, **self.atrous)
 
 
 def _turned(routes: list[Tensor], reverse: bool) -> list[Tensor]:
