@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import pytest
 import timm
@@ -167,6 +168,17 @@ def test_wrappers_and_old_names_load_too() -> None:
         model.load_state_dict(found, strict=True)
         assert torch.equal(found["classifier.head.weight"], theirs["classifier.head.weight"])
     assert checkpoint_filter_fn(model.state_dict(), model).keys() == model.state_dict().keys()  # and our own
+
+
+def test_timm_loads_a_file_of_the_authors(tmp_path: Path) -> None:
+    options = {"dims": 8, "depths": (1, 1, 2, 1), "num_classes": 1000}
+    theirs = authors_checkpoint(EfficientVMamba(**options))  # type: ignore[arg-type]
+    wrapped = {f"module.module.{name}": tensor for name, tensor in theirs.items()}
+    torch.save({"state_dict": wrapped, "epoch": 290}, tmp_path / "efficient_vmamba_t.pth")
+    overlay = {"file": str(tmp_path / "efficient_vmamba_t.pth")}
+    model = timm.create_model("efficient_vmamba_t", pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    assert torch.equal(model.layers[2].blocks[1].conv_pw[0].weight, theirs["layers.2.2.conv_pw.0.weight"])
+    assert torch.equal(model.layers[2].downsample.reduction.weight, theirs["layers.2.4.reduction.weight"])
 
 
 # ----------------------------------------------------------------------------------------------- what blocks do
