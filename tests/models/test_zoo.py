@@ -101,7 +101,8 @@ def test_odd_sizes(name: str, size: tuple[int, int]) -> None:
     logits = small(name)(x)
     assert torch.isfinite(logits).all()
     (gradient,) = torch.autograd.grad(logits.sum(), x)
-    assert bool(gradient.abs().sum(dim=(0, 1)).gt(0).any(dim=0).all())  # every column is seen
+    seen = gradient.abs().sum(dim=(0, 1)).gt(0).any(dim=0)
+    assert seen[: size[1] // 4 * 4].all()  # a stem of separate 4 x 4 patches leaves a rest out
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -143,7 +144,7 @@ def test_onnx(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model, file = small(name), io.BytesIO()
-    torch.onnx.export(model, (images(1),), file, dynamo=True, verbose=False)
+    torch.onnx.export(model, (images(1),), file, dynamo=True, verbose=False, optimize=False)
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     x = images(1, seed=1)
     (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
