@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 __all__ = ["FAMILIES", "Variant", "build", "variants"]
 
-FAMILIES: tuple[str, ...] = ("efficient_vmamba", "vmamba")
+FAMILIES: tuple[str, ...] = ("vmamba", "efficient_vmamba")
 """Modules of this package that register networks; each has a ``VARIANTS``."""
 
 
