@@ -50,6 +50,19 @@ def test_the_released_yaml_is_not_the_published_small_variant() -> None:
     assert count_macs(model.eval(), torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(2.8, abs=0.05)
 
 
+def test_without_its_additions_it_is_vanilla_vmamba() -> None:
+    """And the "VMamba-T" of the paper's Table 5, 2.4 M parameters and 0.9 G, is one of 32 to 256 channels."""
+    plain = {"scan": "cross2d", "ssm_stages": (0, 1, 2, 3), "conv_branch": False, "gate": False}
+    with torch.device("meta"):
+        model = EfficientVMamba(dims=96, depths=(2, 2, 9, 2), **plain)  # type: ignore[arg-type]
+        vanilla = timm.create_model("vanilla_vmamba_tiny")
+        shrunk = EfficientVMamba(dims=32, depths=(2, 2, 4, 2), **plain)  # type: ignore[arg-type]
+    shapes = [sorted(tuple(p.shape) for p in network.parameters()) for network in (model, vanilla)]
+    assert shapes[0] == shapes[1]
+    assert sum(parameter.numel() for parameter in shrunk.parameters()) == 2_398_920
+    assert count_macs(shrunk.eval(), torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(0.861, abs=5e-4)
+
+
 # ------------------------------------------------------------------------------------- the authors' checkpoints
 
 

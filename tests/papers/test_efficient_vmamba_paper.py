@@ -105,7 +105,8 @@ def test_smoke_runs_every_step_and_every_predicate(tmp_path):
     assert (tmp_path / "figures" / "far-cue.png").is_file()
     for judge in PREDICATES.values():
         judge(run.steps())
-    assert run.steps()["accuracy/full/seed0"]["correct"] > 40  # of 200 in ten classes: it did learn
+    full, vanilla = (run.steps()[f"accuracy/{name}/seed0"]["macs"] for name in ("full", "vmamba"))
+    assert full < 0.6 * vanilla
 
 
 def test_the_paper_scale_builds_and_takes_a_step(tmp_path):

@@ -6,8 +6,9 @@ backwards). Their repository and its weights came without a licence.
 
 Two published figures mislead. The small variant's released yaml says 96 channels (24.8 M parameters, 2.8 G
 multiplications); paper and training log say 11 M and 1.3 G, which are 64 channels: so it stands here. And "VMamba-T" in
-the paper's Table 5 (72.1 % at 0.9 G) is not VMamba's own tiny network but one that the authors shrank to the size of
-theirs (32 to 256 channels, depths 2, 2, 4, 2; issue 13 of their repository).
+the paper's Table 5 (2.4 M parameters, 0.9 G, 72.1 %) is not VMamba's own tiny network but a vanilla VMamba that the
+authors shrank to the size of theirs: 32 to 256 channels, depths 2, 2, 4, 2 (issue 13 of their repository), which has
+exactly that size.
 """
 
 from __future__ import annotations

@@ -3,11 +3,14 @@
 Pei, Huang, Xu, "EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba", AAAI 2025, arXiv 2403.09977.
 
 Laptop, three seeds. Costs: multiplications and time of the scan alone, against the full-length scan of the same
-width. Accuracy: networks of 24 to 192 channels with one block a stage on Fashion-MNIST; each design choice is taken
-out alone, a vanilla VMamba of the same widths and a mobile CNN of the same multiplications stand beside them. Far cue:
-images where one coloured patch decides the class that every pixel must give, so that a pixel is right only if it
-sees the patch, wherever it is. There the depthwise convolution inside the scan is off, and so is the gate: it averages
-over the whole map and hands the answer to every pixel, whatever the scan does; the row with the gate alone shows it.
+width. Accuracy: networks of 24 to 192 channels with one block a stage on 3,000 images of Fashion-MNIST, padded to
+32 x 32 and cut into patches of 2 x 2 (with 4 x 4 the last maps would be too small to be scanned at all); each design
+choice is taken out alone, a vanilla VMamba of the same widths and a mobile CNN of the same multiplications stand beside
+them. One pass over so few images is little: differences below a point are noise. Far cue: images where one coloured
+patch decides the class that every pixel must give, so that a pixel is right only if it sees the patch, wherever it is.
+There the depthwise convolution inside the scan is off, and so is the gate: it averages over the whole map and hands
+the answer to every pixel, whatever the scan does. The rows with the gate and with the full-length scan show what
+there is to win; they are of one seed. Learning rates and lengths were chosen on a seed that is not judged.
 
 Paper: the authors' three checkpoints, converted to safetensors or as they are, under ``--data`` as
 ``checkpoints/efficient_vmamba_{t,s,b}.pth`` beside ``val/<wnid>/*.JPEG``, judged on ImageNet's validation set. The dry
@@ -25,7 +28,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +72,7 @@ _FAR: dict[str, dict[str, Any]] = {
     "scan and gate": {"conv_branch": False, "gate": True},
     "long scan": {"scan": "cross2d", "conv_branch": False},
 }
+_FAR_CONTROLS = {"scan and gate", "long scan"}
 _AUTHORS_LOGS = {"efficient_vmamba_t": 76.414, "efficient_vmamba_s": 78.584, "efficient_vmamba_b": 81.790}
 _CLAIMED_MACS = {"efficient_vmamba_t": 0.8, "efficient_vmamba_s": 1.3, "efficient_vmamba_b": 4.0}
 _POINT = 0.01
@@ -108,7 +112,7 @@ def _measure_sizes() -> dict[str, Any]:
 
 
 def _measure_cost(side: int, repeats: int, device: torch.device) -> dict[str, Any]:
-    """The scan alone (unrolling, projections, recurrence, merging) of one map, both ways in turn."""
+    """The scan alone (unrolling, projections, recurrence, merging) of one map, both ways in turn; the least time."""
     with seeded(0):
         layers = {"atrous": ES2D(48), "cross": SS2D(48, 16, 2.0, conv_bias=True, gate=True)}
         x = torch.randn(1, layers["cross"].d_inner, side, side)
@@ -132,18 +136,18 @@ def _measure_cost(side: int, repeats: int, device: torch.device) -> dict[str, An
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 times.append(time.perf_counter() - start)
-    return {"side": side, "routes": routes, "seconds": {name: median(times) for name, times in seconds.items()}}
+    return {"side": side, "routes": routes, "seconds": {name: min(times) for name, times in seconds.items()}}
 
 
 def _accuracy(run: Run, smoke: bool) -> None:
-    n_train, n_test, epochs = (256, 200, 1) if smoke else (6_000, 2_000, 3)
+    n_train, n_test = (256, 200) if smoke else (3_000, 2_000)
     train, test = default_set(True), default_set(False)
     images, labels = F.pad(train.images[:n_train], (2, 2, 2, 2)), train.labels[:n_train]
     test_images, test_labels = F.pad(test.images[:n_test], (2, 2, 2, 2)) / 255, test.labels[:n_test]
     run.note("data", {"train": train.origin, "test": test.origin, "n": [len(images), len(test_images)]})
     for seed in run.seeds:
         for name in ["full", "vmamba", "mobile"] if smoke else [*_MICRO, "mobile"]:
-            recipe = Recipe(epochs, 64, "adamw", 3e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
+            recipe = Recipe(1, 32, "adamw", 3e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
             network = partial(
                 trained,
                 f"efficient-vmamba-{name.replace(' ', '-')}",
@@ -158,7 +162,7 @@ def _accuracy(run: Run, smoke: bool) -> None:
 
 def _micro(name: str) -> nn.Module:
     if name == "mobile":
-        return MobileMicro((16, 24, 48, 96), 2, 3.0, in_chans=1)
+        return MobileMicro((32, 48, 96, 160), 2, 3.0, in_chans=1)
     return EfficientVMamba(24, (1, 1, 1, 1), patch_size=2, in_chans=1, num_classes=10, **_MICRO[name])
 
 
@@ -179,7 +183,9 @@ def _far_cue(run: Run, smoke: bool) -> None:
     train, test = far_cue(96 if smoke else 2_000, seed=0), far_cue(64 if smoke else 500, seed=1)
     for seed in run.seeds:
         for name, options in _FAR.items():
-            recipe = Recipe(1 if smoke else 5, 32, "adamw", 3e-3, schedule="one-cycle", seed=seed)
+            if name in _FAR_CONTROLS and seed != run.seeds[0]:
+                continue
+            recipe = Recipe(1 if smoke else 5, 32, "adamw", 1e-2, schedule="one-cycle", seed=seed)
             network = partial(
                 trained,
                 f"efficient-vmamba-far-cue-{name.replace(' ', '-')}",
@@ -193,7 +199,7 @@ def _far_cue(run: Run, smoke: bool) -> None:
 
 
 def _far_network(name: str) -> nn.Module:
-    width, options = 16, {"d_state": 4, "gate": False, **_FAR[name]}
+    width, options = 8, {"d_state": 2, "gate": False, **_FAR[name]}
     if options.get("scan") != "none":
         options["d_conv"] = 1
     blocks = [EVSSBlock(width, **options) for _ in range(2)]
