@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 __all__ = ["FAMILIES", "Variant", "build", "variants"]
 
-FAMILIES: tuple[str, ...] = ()
+FAMILIES: tuple[str, ...] = ("mobilevit",)
 """Modules of this package that register networks; each has a ``VARIANTS``."""
 
 
