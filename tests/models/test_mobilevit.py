@@ -108,6 +108,24 @@ def test_timms_weights_give_timms_logits(size: str) -> None:
             torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
 
 
+def test_transformers_weights_give_transformers_logits() -> None:
+    transformers = pytest.importorskip("transformers")
+    widths = {"hidden_sizes": [64, 80, 96], "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320], "expand_ratio": 2.0}
+    torch.manual_seed(0)
+    theirs = transformers.MobileViTForImageClassification(transformers.MobileViTConfig(num_labels=5, **widths)).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    ours = MobileViT("xxs", num_classes=5).eval()
+    ours.load_state_dict(convert_weights(theirs.state_dict()), strict=True)
+    x = images(1, 97, 130)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x).logits, rtol=0, atol=1e-5)
+    backbone = convert_weights({key.removeprefix("mobilevit."): value for key, value in theirs.state_dict().items()})
+    assert set(backbone) == set(ours.state_dict())
+
+
 # apple/ml-cvnets at 77717569ab4a, cvnets.models.classification.mobilevit.MobileViT built from
 # config/classification/imagenet/mobilevit.yaml with ``output_stride`` as given, weights as in ``cvnets_weights``,
 # images(1, height, width), eval mode, torch 2.15: the first four logits and the norm of all thousand.

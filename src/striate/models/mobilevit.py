@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from timm.layers import make_divisible
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 ChannelOrder = Literal["rgb", "bgr"]
+Source = Literal["auto", "cvnets", "transformers", "timm"]
 
 
 class InvertedResidual(nn.Module):
@@ -264,42 +266,71 @@ _CVNETS: tuple[tuple[str, str], ...] = (
     (r"\.pre_norm_ffn\.1\.", ".mlp.fc1."),
     (r"\.pre_norm_ffn\.4\.", ".mlp.fc2."),
 )
+_TRANSFORMERS: tuple[tuple[str, str], ...] = (
+    (r"^mobilevit\.", ""),
+    (r"\.convolution\.", ".conv."),
+    (r"\.normalization\.", ".bn."),
+    (r"^conv_stem\.", "stem."),
+    (r"^conv_1x1_exp\.", "final_conv."),
+    (r"^classifier\.", "head.fc."),
+    (r"^encoder\.layer\.(\d)\.(?:layer\.)?", r"stages.\1."),
+    (r"^(stages\.\d)\.downsampling_layer\.", r"\1.0."),
+    (r"^(stages\.\d)\.(?=conv_|transformer|layernorm|fusion)", r"\1.1."),
+    (r"\.expand_1x1\.", ".conv1_1x1."),
+    (r"\.conv_3x3\.", ".conv2_kxk."),
+    (r"\.reduce_1x1\.", ".conv3_1x1."),
+    (r"\.conv_1x1\.conv\.", ".conv_1x1."),
+    (r"\.conv_projection\.", ".conv_proj."),
+    (r"\.fusion\.", ".conv_fusion."),
+    (r"\.transformer\.layer\.", ".transformer."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layernorm\.", ".norm."),
+    (r"\.attention\.attention\.", ".attn."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
 
 
 def convert_weights(
     state_dict: dict[str, Any],
-    source: Literal["auto", "cvnets", "timm"] = "auto",
+    source: Source = "auto",
     channel_order: ChannelOrder = "rgb",
 ) -> dict[str, Tensor]:
     """Return a checkpoint's weights under our names, which are timm's.
 
     Args:
-        state_dict: as saved by the authors' CVNets or by timm, also inside ``model_ema``, ``state_dict``, ``model``
-            and the like. Of a CVNets detector or segmenter the encoder is taken.
+        state_dict: as saved by the authors' CVNets, by Hugging Face's transformers or by timm, also inside
+            ``model_ema``, ``state_dict``, ``model`` and the like. Of a CVNets detector or segmenter the encoder is
+            taken.
         source: whose names they are; ``"auto"`` looks.
         channel_order: in which the checkpoint was trained; with ``"bgr"`` the first convolution is turned round, so
             that the network takes RGB. Nothing in a file says which it is: the first release's ImageNet weights
-            (2021) are BGR.
+            (2021) are BGR, and so are those that transformers offers.
 
     Raises:
         InputError: another ``source`` or ``channel_order``.
         WeightsError: not a MobileViT.
     """
-    if source not in ("auto", "cvnets", "timm"):
-        raise InputError("source", "convert_weights", allowed="auto, cvnets or timm", got=source)
+    if source not in ("auto", "cvnets", "transformers", "timm"):
+        allowed = "auto, cvnets, transformers or timm"
+        raise InputError("source", "convert_weights", allowed=allowed, got=source)
     if channel_order not in ("rgb", "bgr"):
         raise InputError("channel_order", "convert_weights", allowed="rgb or bgr", got=channel_order)
     for wrapper in ("ema_state_dict", "model_ema", "model_state_dict", "state_dict", "model"):
         if isinstance(state_dict.get(wrapper), dict):
             state_dict = state_dict[wrapper]
     weights = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    if any(key.startswith("encoder.") for key in weights):
+    if any(key.startswith("encoder.conv_1.") for key in weights):
         weights = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     if source == "cvnets" or (source == "auto" and "conv_1.block.conv.weight" in weights):
-        weights = {_from_cvnets(key): value for key, value in weights.items()}
+        weights = {_renamed(key, _CVNETS): value for key, value in weights.items()}
+    elif source == "transformers" or any("conv_stem.convolution." in key for key in weights if source == "auto"):
+        weights = _with_joint_projections({_renamed(key, _TRANSFORMERS): value for key, value in weights.items()})
     if "stem.conv.weight" not in weights:
         raise WeightsError(
-            f"No MobileViT under {'CVNets or timm' if source == 'auto' else source} names: "
+            f"No MobileViT under {'CVNets, transformers or timm' if source == 'auto' else source} names: "
             f"there is no first convolution among {', '.join(list(weights)[:3])}, …"
         )
     if channel_order == "bgr":
@@ -307,10 +338,19 @@ def convert_weights(
     return weights
 
 
-def _from_cvnets(key: str) -> str:
-    for pattern, ours in _CVNETS:
+def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str:
+    for pattern, ours in names:
         key = re.sub(pattern, ours, key)
     return key
+
+
+def _with_joint_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor for queries, keys and values, where there are three."""
+    joint = {key: value for key, value in weights.items() if not re.search(r"\.attn\.(query|key|value)\.", key)}
+    for key in (key for key in weights if ".attn.query." in key):
+        parts = [weights[key.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+        joint[key.replace(".query.", ".qkv.")] = torch.cat(parts)
+    return joint
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -320,7 +360,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 def load_official(
     path: str | Path,
-    source: Literal["auto", "cvnets", "timm"] = "auto",
+    source: Source = "auto",
     channel_order: ChannelOrder = "rgb",
     **options: Any,
 ) -> MobileViT:
