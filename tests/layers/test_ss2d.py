@@ -12,6 +12,17 @@ from striate.testing import check_layer
 
 MODES = ["cross2d", "bidi", "unidi", "cascade"]
 
+# github.com/MzeroMiko/VMamba, commit 2ed52ead: its SS2D (8 channels, 2 states, ssm_ratio 2) in float32 on a CPU,
+# forward types v05_noz, v052d_noz, v051d_noz, v052dc_noz and v0, on the weights and the map of ``official``: the
+# output at [0, :4, 1, 5] and [1, 2, 4, :4]. In v052dc what was scanned backwards was turned round before it was added.
+GOLDEN = {
+    "cross2d": ([-0.449065, 2.085427, -0.472513, -0.802587], [1.097236, 1.534996, 0.340854, -1.078504]),
+    "bidi": ([-0.448686, 2.082832, -0.465339, -0.798972], [1.102502, 1.538592, 0.344796, -1.072148]),
+    "unidi": ([-0.437017, 2.080897, -0.460606, -0.797032], [1.104118, 1.540002, 0.342125, -1.061849]),
+    "cascade": ([-0.458455, 2.146988, -0.570891, -0.701314], [1.316284, 1.410701, 0.321927, -1.081572]),
+    "vanilla": ([0.955027, -0.344562, -0.693581, -0.703297], [0.148441, -0.345592, -0.284457, -0.359644]),
+}
+
 
 def layer(**options: object) -> SS2D:
     torch.manual_seed(0)
@@ -27,6 +38,37 @@ def layer(**options: object) -> SS2D:
 def test_the_contract(mode: str, vanilla: bool) -> None:
     options = {"d_state": 2, "ssm_ratio": 2.0, "conv_bias": True, "gate": True} if vanilla else {}
     check_layer(layer(scan=mode, **options), torch.randn(2, 8, 3, 5))
+
+
+def official(made: SS2D) -> torch.Tensor:
+    """Fill a layer with seeded weights of a trained one's size; return a seeded map of 5 x 7."""
+    g = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, value in sorted(made.state_dict().items()):
+        drawn = torch.rand(value.shape, generator=g) if name == "A_logs" else torch.randn(value.shape, generator=g)
+        if name == "Ds" or (value.dim() == 1 and name.endswith("weight")):
+            drawn = 1 + 0.1 * drawn
+        elif name == "dt_projs_bias":
+            drawn = drawn - 2
+        elif value.dim() == 1:
+            drawn = 0.1 * drawn
+        elif name != "A_logs":
+            drawn = drawn / value[0].numel() ** 0.5
+        weights[name] = drawn
+    made.load_state_dict(weights)
+    return torch.randn(2, 8, 5, 7, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("mode", GOLDEN)
+def test_outputs_are_those_of_the_official_code(mode: str) -> None:
+    vanilla = mode == "vanilla"
+    made = SS2D(8, 2, 2.0, conv_bias=vanilla, gate=vanilla, scan="cross2d" if vanilla else mode)  # type: ignore[arg-type]
+    x = official(made)
+    with torch.no_grad():
+        y = made(x)
+    first, second = GOLDEN[mode]
+    torch.testing.assert_close(y[0, :4, 1, 5], torch.tensor(first), rtol=0, atol=5e-6)
+    torch.testing.assert_close(y[1, 2, 4, :4], torch.tensor(second), rtol=0, atol=5e-6)
 
 
 def test_names_and_shapes_are_those_of_the_official_checkpoints() -> None:

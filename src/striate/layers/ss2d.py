@@ -35,7 +35,9 @@ class SS2D(ScanRoutes):
         conv_bias: with a bias in it.
         gate: multiply what was scanned by SiLU of a second projection.
         scan: ``"cross2d"``, ``"bidi"`` or ``"unidi"`` of :func:`~striate.layers.cross_scan.cross_scan`, or
-            ``"cascade"``: every row by itself in both directions, then every column of the result.
+            ``"cascade"``: every row by itself in both directions, then every column of the result. Both passes get
+            channels normalised at each pixel, as in the official code; that code adds what was scanned backwards
+            without turning it round again, so that a pixel gets its mirror's value, which is not done here.
         ssm_init: see :class:`~striate.layers.scan_routes.ScanRoutes`.
         n_routes: for subclasses with routes of their own.
     """
@@ -94,6 +96,7 @@ class SS2D(ScanRoutes):
 
     def _cascade(self, x: Tensor) -> Tensor:
         for first in (0, 2):  # rows, then columns, each with two of the four routes' parameters
+            x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
             lines = x.permute(0, 2, 1, 3)  # (N, H, D, W)
             both = torch.stack([lines, lines.flip(-1)], dim=2).flatten(0, 1)  # (N * H, 2, D, W)
             both = self.scan(both, slice(first, first + 2))
