@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -162,6 +165,25 @@ class Evil:
         import os
 
         return os.system, ("touch /tmp/striate-was-here",)
+
+
+def test_configurations_beside_the_weights_are_data_and_an_average_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the training code of Swin and its descendants saves it; yacs itself is not needed."""
+    yacs = types.ModuleType("yacs.config")
+    yacs.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})  # type: ignore[attr-defined]
+    network, average = small(), small()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", yacs)
+        config = yacs.CfgNode({"MODEL": yacs.CfgNode({"TYPE": "vssm"})})
+        content = {"model": network.state_dict(), "config": config, "args": argparse.Namespace(lr=0.1), "epoch": 3}
+        torch.save(content, tmp_path / "plain.pth")
+        torch.save({**content, "model_ema": average.state_dict()}, tmp_path / "averaged.pth")
+    for name, expected in (("plain", network), ("averaged", average)):
+        weights = read_weights(tmp_path / f"{name}.pth")
+        assert all(torch.equal(weights[key], value) for key, value in expected.state_dict().items())
 
 
 def test_a_malicious_pickle_is_not_opened(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import pickle
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ EMBEDDED = ("lite0", "mobilenet-v2")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _HALF = (0.5, 0.5, 0.5)
+_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict")
 
 
 def load_model(
@@ -84,7 +87,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a file without running any code that it may hold.
 
     safetensors is read as such; anything else with ``weights_only=True``, and there is no unsafe fallback. Wrappers
-    (``state_dict``, ``model``, ``net``, ``ema``, …) are opened.
+    (``state_dict``, ``model``, ``net``, ``ema``, …) are opened; where a running average of the weights was saved beside
+    them (``model_ema``, …), the average is taken, as timm does. Configurations of argparse and yacs, which many
+    authors save beside their weights, are opened as plain data.
 
     Raises:
         WeightsError: no file, unreadable, a pickle with code in it, or no tensors inside.
@@ -98,7 +103,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         what = f" It wants to import {blocked.group(1)}." if blocked else ""
@@ -385,7 +391,7 @@ def _open_wrappers(content: Any, name: str) -> dict[str, Tensor]:
         inner = next(
             (
                 content[key]
-                for key in ("state_dict", "model_state_dict", "model_state", "model", "net", "ema")
+                for key in (*_AVERAGES, "state_dict", "model_state_dict", "model_state", "model", "net", "ema")
                 if isinstance(content.get(key), dict)
             ),
             None,
