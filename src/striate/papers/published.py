@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from striate.data.picture import prepare
@@ -54,7 +55,10 @@ def _validation(run: Run, model: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def training_step(run: Run, name: str, recipe: Recipe, *, mixup: float = 0.8, **options: Any) -> dict[str, Any]:
-    """Take one training step of a published recipe on two random images: mixup, CutMix, smoothed labels.
+    """Take one training step of a published recipe on two random pictures.
+
+    They go through timm's RandAugment (m9-mstd0.5-inc1) and random erasing (0.25, by pixels), then mixup, CutMix
+    and smoothed labels.
 
     Args:
         run: where.
@@ -64,12 +68,25 @@ def training_step(run: Run, name: str, recipe: Recipe, *, mixup: float = 0.8, **
         **options: of the network, e.g. ``drop_path_rate``.
     """
     import timm
-    from timm.data import Mixup
+    from timm.data import Mixup, create_transform
 
     mix = Mixup(mixup_alpha=mixup, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000)
+    variant = variants()[name]
+    augment = create_transform(
+        variant.input_size,
+        is_training=True,
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation=variant.interpolation,
+        mean=variant.mean,
+        std=variant.std,
+        re_prob=0.25,
+        re_mode="pixel",
+    )
     with seeded(recipe.seed):
         model = timm.create_model(name, **options).to(run.device)
-        images = torch.rand(2, *variants()[name].input_size)
+        pictures = torch.randint(256, (2, 256, 256, 3), dtype=torch.uint8).numpy()
+        images = torch.stack([augment(Image.fromarray(picture)) for picture in pictures])
 
     def loss(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         mixed, targets = mix(x.clone(), y)
