@@ -102,8 +102,11 @@ def test_every_pixel_reaches_the_centre_and_one_direction_only_those_before_it()
     assert not seen[2 * 7 + 4 :].any()
 
 
-def test_tied_routes_turn_with_the_map() -> None:
-    made = layer(d_conv=1).double()
+@pytest.mark.parametrize("d_conv", [1, 3])
+def test_tied_routes_turn_with_the_map(d_conv: int) -> None:
+    made = layer(d_conv=d_conv).double()
+    if made.conv2d is not None:
+        made.conv2d.weight.data += made.conv2d.weight.flip(2, 3)
     x = torch.randn(2, 8, 4, 6, dtype=torch.float64)
     turned = x.flip(2, 3)
     assert not torch.allclose(made(turned), made(x).flip(2, 3))

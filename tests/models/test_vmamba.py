@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import striate.models.zoo  # noqa: F401
 from striate import load_model
 from striate.errors import InputError, WeightsError
-from striate.models.vmamba import VMamba, checkpoint_filter_fn, vmamba_micro
+from striate.models.vmamba import VMamba, VSSBlock, checkpoint_filter_fn, vmamba_micro
 from striate.testing import check_model
 
 GOLDEN = {
@@ -104,6 +104,27 @@ def test_the_micro_network() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_506_666
     for scan in ("bidi", "unidi", "cascade"):
         assert vmamba_micro(scan=scan)(torch.rand(1, 1, 28, 36)).shape == (1, 10)
+
+
+def test_it_starts_as_published() -> None:
+    torch.manual_seed(0)
+    model = vmamba_micro(dims=64, drop_path_rate=0.4)
+    blocks = [module for module in model.modules() if isinstance(module, VSSBlock)]
+    for block in blocks:
+        op = block.op
+        assert (op.A_logs == 0).all()  # A = -1
+        assert (op.Ds == 1).all()
+        steps = nn.functional.softplus(op.dt_projs_bias)
+        assert steps.min() > 0.99e-3
+        assert steps.max() < 0.101
+        assert op.dt_projs_weight.abs().max() <= op.dt_rank**-0.5
+        assert op.dt_projs_weight.std() > 0.5 * op.dt_rank**-0.5  # uniform, not the 0.02 of linear layers
+        assert block.mlp is not None
+        for linear in (op.in_proj, op.out_proj, block.mlp.fc1, block.mlp.fc2):
+            assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert linear.bias is None or (linear.bias == 0).all()
+    rates = [block.drop_path.drop_prob for block in blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_what_is_not_decayed_and_refusals() -> None:

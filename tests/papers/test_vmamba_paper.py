@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from striate.papers.base import Run
-from striate.papers.vmamba import REPRODUCTION
+from striate.papers.vmamba import _NETWORKS, REPRODUCTION
 
 PREDICATES = {f"{predicate.claim} {predicate.part}".strip(): predicate.judge for predicate in REPRODUCTION.predicates}
 ELSEWHERE = {"C1 ImageNet", "C1 downstream"}
@@ -96,6 +96,11 @@ def test_published_weights_are_held_to_the_published_figures(steps):
     judged = PREDICATES["C1 ImageNet"](steps)
     assert judged.verdict == "not reproduced"
     assert "vmamba_base is -1.9 points off" in judged.reason
+
+
+def test_the_compared_networks_are_of_one_size():
+    sizes = [sum(p.numel() for p in build().parameters()) for build in _NETWORKS.values()]
+    assert max(sizes) <= 1.1 * min(sizes)
 
 
 def test_smoke_runs_every_step_and_every_predicate(tmp_path):
