@@ -68,7 +68,7 @@ def deform_conv2d(
         x, offset, weight = x.to(wide), offset.to(wide), weight.to(wide)
         mask = None if mask is None else mask.to(wide)
         if x.device.type in {"cpu", "meta"}:
-            last, kernel = (t.permute(0, 2, 3, 1).contiguous() for t in (x, weight))
+            last, kernel = x.permute(0, 2, 3, 1).contiguous(), weight.permute(0, 2, 3, 1)
             out = _deform_conv(last, offset.contiguous(), _contiguous(mask), kernel, steps, pads, gaps)
             out = out.permute(0, 3, 1, 2)
         else:
@@ -175,7 +175,7 @@ def _deform_conv(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """(N, H, W, C) -> (N, H', W', C') with weight (C', kh, kw, C / groups); all contiguous, channels last."""
+    """(N, H, W, C) -> (N, H', W', C') with weight (C', kh, kw, C / groups); contiguous but for the weight."""
     out = x.new_empty(x.shape[0], *offset.shape[2:], weight.shape[0])
     if out.numel() == 0:
         return out
@@ -190,13 +190,15 @@ def _deform_conv(
         call(_at(x), _at(offset), _at(mask), _at(by_point), _at(out), shape, threads)
         return out
     groups = x.shape[3] // weight.shape[3]
-    matrix = weight.view(groups, weight.shape[0] // groups, -1)  # (g, C' / g, K * C / g)
+    # Either the weight or the columns must be turned over, unless the weight is channels-last: the smaller of the two.
+    turned = not weight.is_contiguous() and out[..., 0].numel() < weight.shape[0]
+    matrix = (weight.permute(0, 3, 1, 2) if turned else weight).reshape(groups, weight.shape[0] // groups, -1)
     lines = out.view(-1, out.shape[2], out.shape[3])
     for first, last, columns in _tiles(x, offset, weight):
         getattr(library, f"deform_columns_{_suffix(x)}")(
             _at(x), _at(offset), _at(mask), _at(columns), shape, first, last, threads
         )
-        product = _group(columns, groups) @ matrix.transpose(1, 2)  # (g, P, C' / g)
+        product = _group(columns, groups, turned) @ matrix.transpose(1, 2)  # (g, P, C' / g)
         lines[first:last] = product.transpose(0, 1).reshape(last - first, *lines.shape[1:])
     return out
 
@@ -224,7 +226,7 @@ def _deform_conv_backward(
     grad_x, grad_offset = torch.zeros_like(x), torch.zeros_like(offset)
     grad_mask = offset.new_empty(0) if mask is None else torch.zeros_like(mask)
     if grad.numel() == 0:
-        return grad_x, grad_offset, grad_mask, torch.zeros_like(weight)
+        return grad_x, grad_offset, grad_mask, weight.new_zeros(weight.shape)
     shape, threads = _shape(x, offset, weight, stride, padding, dilation), torch.get_num_threads()
     call = getattr(library, f"deform_backward_{_suffix(x)}")
     into = _at(grad_x), _at(grad_offset), _at(None if mask is None else grad_mask)
@@ -237,7 +239,7 @@ def _deform_conv_backward(
         )  # fmt: skip
         return grad_x, grad_offset, grad_mask, shares.sum(0).t().reshape(weight.shape).contiguous()
     groups = x.shape[3] // weight.shape[3]
-    matrix = weight.view(groups, weight.shape[0] // groups, -1)  # (g, C' / g, K * C / g)
+    matrix = weight.reshape(groups, weight.shape[0] // groups, -1)  # (g, C' / g, K * C / g)
     grad_matrix, lines = torch.zeros_like(matrix), grad.view(rows, grad.shape[2], grad.shape[3])
     for first, last, columns in _tiles(x, offset, weight):
         getattr(library, f"deform_columns_{_suffix(x)}")(
@@ -323,10 +325,11 @@ def _tiles(x: Tensor, offset: Tensor, weight: Tensor):  # type: ignore[no-untype
         yield first, last, buffer[: (last - first) * width]
 
 
-def _group(columns: Tensor, groups: int) -> Tensor:
-    """(P, K, C) -> (g, P, K * C / g)."""
+def _group(columns: Tensor, groups: int, turned: bool = False) -> Tensor:
+    """(P, K, C) -> (g, P, K * C / g), or with C before K if ``turned``."""
     pixels, points, channels = columns.shape
-    return columns.view(pixels, points, groups, channels // groups).permute(2, 0, 1, 3).reshape(groups, pixels, -1)
+    split = columns.view(pixels, points, groups, channels // groups)
+    return split.permute(2, 0, *((3, 1) if turned else (1, 3))).reshape(groups, pixels, -1)
 
 
 def _peer_forward(x, offset, mask, weight, stride, padding, dilation) -> Tensor:  # type: ignore[no-untyped-def]
