@@ -6,7 +6,8 @@ the gate are therefore choices. In particular its cost depends on one of them: a
 (tested here) stays near "similar or fewer FLOPs", a dense one does not.
 
 Laptop, three seeds, equal training for all: one residual network of 0.3 M weights without attention and with SE, CBAM,
-ECA or DAS after each of its four stages. Accuracy on Fashion-MNIST clothes at random places of a cluttered canvas (in
+ECA or DAS after each of its four stages, trained until it is far better than chance and far from done (a few
+hundred steps, which is what minutes on two cores allow). Accuracy on Fashion-MNIST clothes at random places of a cluttered canvas (in
 place of Stanford Dogs); where the network looks on salient rings (striate.data.salient_ring), where the deciding disc
 is known: Grad-CAM's mass in the disc's mask, and how much more the gate of stage 3 lets through there. Controls: no
 attention; CBAM, which has a spatial map too; and DAS with its offsets held at zero, the same gate with an ordinary
@@ -95,17 +96,22 @@ def run(run: Run) -> None:
     _draw(run)
 
 
-_CANVASES, _RINGS = 4_000, 3_000
+_CANVASES, _RINGS = 3_500, 3_000
 
 
 def _recipe(run: Run, data: str, seed: int) -> Recipe:
-    if run.scale == "smoke":
-        return Recipe(epochs=2, batch_size=32, optimizer="sgd", lr=0.05, momentum=0.9, schedule="cosine", seed=seed)
-    epochs = {"canvases": 4, "rings": 6}[data]
+    # Chosen by the clean accuracy of the network without attention on a seed that is not judged (63 % and 68 % there).
+    epochs, batch_size, lr = {"canvases": (2, 16, 0.02), "rings": (3, 32, 0.05)}[data]
     return Recipe(
-        epochs=epochs, batch_size=32, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4, schedule="cosine",
+        epochs=2 if run.scale == "smoke" else epochs,
+        batch_size=batch_size,
+        optimizer="sgd",
+        lr=lr,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="cosine",
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def _trained(run: Run, kind: str, data: str, images: tuple[Tensor, Tensor], seed: int) -> nn.Module:
