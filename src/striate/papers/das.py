@@ -6,12 +6,13 @@ the gate are therefore choices. In particular its cost depends on one of them: a
 (tested here) stays near "similar or fewer FLOPs", a dense one does not.
 
 Laptop, three seeds, equal training for all: one residual network of 0.3 M weights without attention and with SE, CBAM,
-ECA or DAS after each of its four stages, trained until it is far better than chance and far from done (a few
-hundred steps, which is what minutes on two cores allow). Accuracy on Fashion-MNIST clothes at random places of a cluttered canvas (in
-place of Stanford Dogs); where the network looks on salient rings (striate.data.salient_ring), where the deciding disc
-is known: Grad-CAM's mass in the disc's mask, and how much more the gate of stage 3 lets through there. Controls: no
-attention; CBAM, which has a spatial map too; and DAS with its offsets held at zero, the same gate with an ordinary
-convolution, which tells whether deformation is the cause. Cost is counted on shapes, for ResNet-50 at 224 x 224.
+ECA or DAS after each of its four stages, trained until it is far better than chance and far from done (a few hundred
+steps, which is what minutes on two cores allow). Accuracy on Fashion-MNIST clothes at random places of a cluttered
+canvas (in place of Stanford Dogs); where the network looks on salient rings (striate.data.salient_ring), where the
+deciding disc is known: Grad-CAM's mass in the disc's mask, and how much more the gate of stage 3 lets through there.
+Controls: no attention; CBAM, which has a spatial map too; and DAS with its offsets held at zero, the same gate with an
+ordinary convolution, which tells whether deformation is the cause. Cost is counted on shapes, for ResNet-50 at
+224 x 224.
 
 Paper: ResNet-50 from scratch on Stanford Dogs under ``--data``, 300 epochs. Its schedule is recalled, not read: SGD,
 momentum 0.9, weight decay 1e-4, learning rate 0.1 down a cosine, batches of 128. Unverified against the real data set.
