@@ -119,6 +119,10 @@ def test_what_cannot_be_done_is_said() -> None:
         insert_das(insert_das(model))
     with pytest.raises(LayerError, match=r"attention needs \(N, C, H, W\)"):
         insert_das(model, after=["fc"])
+    with torch.device("meta"):
+        swin = timm.create_model("swin_tiny_patch4_window7_224")
+    with pytest.raises(LayerError, match=r"attention needs \(N, C, H, W\)"):
+        insert_das(swin)
     with pytest.raises(LayerError, match="nowhere"):
         insert_das(model, after=["nowhere"])
     with pytest.raises(InputError, match="'after'"):

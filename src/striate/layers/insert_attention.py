@@ -223,8 +223,11 @@ def _channels(model: nn.Module, names: Sequence[str], image_size: int) -> dict[s
         get_layer(ghost, name).register_forward_hook(functools.partial(keep, name))
     with torch.no_grad():
         ghost(torch.empty(1, colours, image_size, image_size, device="meta"))
+    info = getattr(model, "feature_info", None) or ()
+    known = {entry["module"]: entry["num_chs"] for entry in info if entry.get("module")}
     for name in names:
         shape = shapes.get(name, "nothing in the forward pass")
-        if not isinstance(shape, tuple) or len(shape) != 4:
+        # Where the count is known, it also tells channels-first from channels-last (Swin).
+        if not isinstance(shape, tuple) or len(shape) != 4 or shape[1] != known.get(name, shape[1]):
             raise LayerError(f"'{name}' of {type(model).__name__} returns {shape}; attention needs (N, C, H, W).")
     return {name: shapes[name][1] for name in names}
