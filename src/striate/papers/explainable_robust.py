@@ -148,7 +148,7 @@ _SIZES = {
         n_train=5_000,
         n_test=1_000,
         n_held_out=40,
-        judged=75,
+        judged=60,
         recipe=Recipe(epochs=6, batch_size=32, lr=4e-3, schedule="one-cycle"),
         cue_off="TinyRes",
     ),
