@@ -47,7 +47,7 @@ def main() -> None:
 def integrated_gradients(timed, name: str, model: nn.Module, image: Tensor, target: int, n_steps: int) -> list[Row]:
     explainer = IntegratedGradients(model, n_steps=n_steps, baseline=0.0)
     peer = captum_attr.IntegratedGradients(model)
-    theirs = partial(peer.attribute, target=target, n_steps=n_steps, method="riemann_middle")
+    theirs = partial(peer.attribute, target=target, n_steps=n_steps, method="gausslegendre")
 
     def ours() -> Tensor:
         return explainer.input_attribution(image, target)

@@ -108,3 +108,25 @@ def test_the_contract_catches_a_careless_network() -> None:
 
     with pytest.raises(CheckError, match="alone and in a batch"):
         check_model(Mixing(), torch.rand(2, 3, 16, 16))
+
+
+def compiled(how: str) -> nn.Module:
+    model = sample_network()
+    if how == "wrapped":
+        return torch.compile(model, backend="eager")  # type: ignore[return-value]
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_a_compiled_network_is_explained_and_attacked_as_the_plain_one(how: str) -> None:
+    plain, model, x = sample_network(), compiled(how), torch.rand(2, 3, 32, 32)
+    same = model(x)
+    torch.testing.assert_close(same, plain(x))
+    for name in ("gradient", "grad-cam", "ablation-cam", "guided-backprop", "rise"):
+        ours = METHODS[name].factory(model, **FEW.get(name, {})).attribute(x, 1)
+        theirs = METHODS[name].factory(plain, **FEW.get(name, {})).attribute(x, 1)
+        torch.testing.assert_close(ours.map, theirs.map)
+        assert ours.layer == theirs.layer
+    torch.testing.assert_close(pgd(model, x, steps=2), pgd(plain, x, steps=2))
+    torch.testing.assert_close(model(x), same)

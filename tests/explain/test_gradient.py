@@ -132,7 +132,7 @@ def test_integrated_gradients_agrees_with_captum(net, baseline):
     target = torch.tensor([0, 4, 2])
     given = {None: 0.0}.get(baseline, baseline) if not isinstance(baseline, torch.Tensor) else baseline.expand_as(x)
     theirs = captum_attr.IntegratedGradients(net).attribute(
-        x, baselines=given, target=target, n_steps=20, method="riemann_middle"
+        x, baselines=given, target=target, n_steps=20, method="gausslegendre"
     )
     ours = IntegratedGradients(net, n_steps=20, baseline=baseline).input_attribution(x, target)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

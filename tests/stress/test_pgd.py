@@ -154,3 +154,23 @@ def test_half_precision_steps_are_not_lost():
 def test_refuses(wrong):
     with pytest.raises(InputError):
         pgd(network(), images(), **wrong)
+
+
+class OnlyClassical(nn.Module):
+    """Flattens by .view(), which channels_last activations do not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8 * 49, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().view(len(x), -1))
+
+
+def test_a_network_that_takes_only_the_classical_layout_is_attacked_all_the_same():
+    torch.manual_seed(0)
+    model, x, y = OnlyClassical().eval(), images(), torch.tensor([0, 1, 2, 3])
+    same = nn.Sequential(model.conv, nn.ReLU(), nn.Flatten(), model.fc).eval()
+    assert torch.allclose(pgd(model, x, y, steps=3), pgd(same, x, y, steps=3), atol=1e-6)
+    with pytest.raises(RuntimeError, match="shape"):  # a cause of another kind still reaches the caller
+        pgd(model, torch.rand(2, 3, 20, 20), torch.tensor([0, 1]))

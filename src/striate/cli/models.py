@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["models"]
 
@@ -13,10 +16,13 @@ def models(
     words: Annotated[
         list[str] | None, typer.Argument(help="List timm's networks with these words in their name.")
     ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time each published network on this machine: one image, median of 5.")
+    ] = False,
 ) -> None:
-    """List the embedded networks and every way of naming another.
+    """List the embedded networks, those of published papers, and every way of naming another.
 
-    Example: striate models vit tiny
+    Examples: striate models · striate models --latency · striate models vit tiny
     """
     from rich.console import Console
     from rich.table import Table
@@ -48,3 +54,44 @@ def models(
     ):
         table.add_row(spelling, what, "")
     console.print(table)
+    _published(console, latency)
+
+
+def _published(console: Console, latency: bool) -> None:
+    """Print the networks of published papers that Striate registers with timm, a family a section."""
+    from rich.table import Table
+
+    from striate.models.variant import variants
+
+    table = Table(
+        "name", title="Networks of published papers, registered with timm; random weights", title_justify="left"
+    )
+    for head in ("parameters", "MACs", "input", "ImageNet top-1, published", *(["here"] if latency else [])):
+        table.add_column(head, justify="right")
+    table.add_column("licence of the authors' weights")
+    paper = None
+    for name, variant in variants().items():
+        if paper not in {None, variant.paper}:
+            table.add_section()
+        paper = variant.paper
+        table.add_row(
+            name,
+            f"{variant.parameters / 1e6:.1f} M",
+            f"{variant.macs:.2f} G",
+            f"{variant.input_size[1]}²",
+            "–" if variant.top1 is None else f"{variant.top1:.1f} %",
+            *([_milliseconds(name, variant.input_size)] if latency else []),
+            variant.licence,
+        )
+    console.print(table)
+
+
+def _milliseconds(name: str, size: tuple[int, int, int]) -> str:
+    import numpy as np
+    import timm
+    import torch
+
+    from striate.examine.speed import latency
+
+    model = timm.create_model(name).eval()
+    return f"{1000 * np.median(latency(model, torch.rand(1, *size), repeats=5, warmup=1)):.0f} ms"

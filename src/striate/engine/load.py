@@ -117,13 +117,16 @@ def load_state_dict(network: nn.Module, weights: dict[str, Tensor], *, origin: s
 
     Prefixes that training wrappers add (``module.``, ``_orig_mod.``, ``model.``, in any nesting) are dropped where
     the names fit only without them, and so are the copies that adversarial-training toolboxes store beside the
-    network (``attacker.…``, ``normalizer.…``).
+    network (``attacker.…``, ``normalizer.…``). Names of the authors' own checkpoints are mapped by the
+    ``checkpoint_filter_fn`` of the network's module (timm's convention), where there is one.
 
     Raises:
         WeightsError: missing or unexpected names, other shapes, or values that are not finite.
     """
     own = network.state_dict()
     weights = _without_wrappers(weights, own)
+    if any(key not in weights or weights[key].shape != value.shape for key, value in own.items()):
+        weights = _by_published_names(network, weights)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     extra = [key for key in weights if key not in own]
     wrong = [key for key in own if key in weights and own[key].shape != weights[key].shape]
@@ -411,10 +414,21 @@ def _without_wrappers(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dic
     return weights
 
 
+def _by_published_names(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    rename = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if rename is None:
+        return weights
+    try:
+        return dict(rename(weights, network))
+    except Exception:  # another network's checkpoint: the caller says which names do not fit
+        return weights
+
+
 def _classes_in(weights: dict[str, Tensor]) -> int | None:
-    """Return the size of the last bias vector: the number of classes in nearly every classifier."""
-    heads = [value for key, value in weights.items() if value.dim() == 2 and key.endswith("weight")]
-    return int(heads[-1].shape[0]) if heads else None
+    """Return the outputs of the last matrix that is called a head, else of the last matrix."""
+    matrices = {key: value for key, value in weights.items() if value.dim() == 2 and key.endswith("weight")}
+    heads = [key for key in matrices if re.search(r"(^|\.)(head|heads|classifier|fc)\.", key)]
+    return int(matrices[(heads or list(matrices))[-1]].shape[0]) if matrices else None
 
 
 def _outputs(network: nn.Module) -> int | None:

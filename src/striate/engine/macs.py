@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from striate.engine.state import device_of, inspected
 
 __all__ = ["count_macs"]
 
@@ -14,19 +14,21 @@ def count_macs(model: nn.Module, inputs: Tensor) -> int:
     """Count the multiply-accumulates of ``model(inputs)``, the "FLOPs" of the vision literature.
 
     Counted are convolutions, matrix products (linear layers, both products of an attention) and, by the formula
-    9 L D N + D L that published tables use, selective scans; not norms, activations or additions. Nothing is
-    computed: the pass runs on shapes alone.
+    9 L D N + D L that published tables use, selective scans; not norms, activations or additions.
 
     Args:
-        model: any network; it is not changed.
-        inputs: (N, C, H, W); the count is for the whole batch.
+        model: any network; it leaves as it came. One built under ``torch.device("meta")`` is counted without
+            computing anything.
+        inputs: (N, C, H, W), moved to where the model is; the count is for the whole batch.
+
+    >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4))
+    3456
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    ghost = copy.deepcopy(model).to("meta").eval()
     # The plain attention kernel shows its two products; the fused ones are counted on some devices only.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        ghost(inputs.to("meta"))
-    return counter.get_total_flops() // 2
+    with torch.no_grad(), inspected(model, warn=False), sdpa_kernel(SDPBackend.MATH), counter:
+        model(inputs.to(device_of(model)))
+    return int(counter.get_total_flops()) // 2

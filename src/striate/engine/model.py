@@ -120,7 +120,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def get_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
-    """Return a layer by its path; inside a :class:`VisionModel` the leading ``network.`` may be left out.
+    """Return a layer by its path, in which :class:`VisionModel`'s ``network.`` and torch.compile's may be left out.
 
     Raises:
         LayerError: no such layer; the nearest paths are named.
@@ -129,10 +129,11 @@ def get_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:
         layer_name(model, layer)
         return layer
     modules = dict(model.named_modules())
-    for path in (layer, f"network.{layer}"):
-        if path and path in modules:
-            return modules[path]
-    known = [path.removeprefix("network.") for path in modules if path]
+    bare = {_bare(model, path): module for path, module in modules.items()}
+    for names in (modules, bare):
+        if layer and layer in names:
+            return names[layer]
+    known = [path for path in bare if path]
     raise LayerError(f"The model has no layer '{layer}'.{did_you_mean(layer, known)} List them: model.named_modules().")
 
 
@@ -140,5 +141,11 @@ def layer_name(model: nn.Module, layer: nn.Module) -> str:
     """Return the path of ``layer`` in ``model``, without a :class:`VisionModel`'s leading ``network.``."""
     for path, module in model.named_modules():
         if module is layer:
-            return path.removeprefix("network.") if isinstance(model, VisionModel) else path
+            return _bare(model, path)
     raise LayerError(f"That {type(layer).__name__} is not a layer of the model; take it from model.named_modules().")
+
+
+def _bare(model: nn.Module, path: str) -> str:
+    """Return a path as a person writes it, without the wrappers around the network."""
+    path = path.replace("_orig_mod.", "")  # torch.compile's
+    return path.removeprefix("network.") if isinstance(model, VisionModel) else path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ __all__ = ["device_of", "inspected", "seeded"]
 @contextmanager
 def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
     """Put ``model`` in eval mode with frozen parameters, and hand it back exactly as it came.
+
+    A network that went through ``torch.compile`` runs as it is written for the time: hooks are met, and looking inside
+    compiles nothing anew.
 
     Training flags of every submodule, ``requires_grad`` and ``.grad`` of every parameter are restored on
     exit, also after an exception. With frozen parameters a backward pass computes input gradients only.
@@ -37,13 +40,19 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
             module.training = False
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
-        yield model
+        with torch.compiler.set_stance("force_eager") if _compiled(model) else nullcontext():
+            yield model
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether torch.compile wraps the model or a part of it, or ``module.compile()`` was called on one."""
+    return any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in model.modules())
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from striate.engine.macs import count_macs
 from striate.engine.state import inspected
 from striate.examine.finding import Advice, Chart, CheckRecord, Figure, Finding, Series
 from striate.examine.subject import Subject
@@ -39,7 +39,7 @@ def probe(subject: Subject) -> Finding:
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     stored = sum(value.numel() * value.element_size() for value in model.network.state_dict().values())
     one = subject.pixels[:1].to(device)
-    flops = _flops(model, one)
+    macs = count_macs(model, one) or None  # None: an operator without a count
 
     sizes = (1, 4) if subject.quick else (1, 2, 4, 8, 16)
     repeats = 9 if subject.quick else 15
@@ -58,7 +58,7 @@ def probe(subject: Subject) -> Finding:
     figures = [
         Figure(name="Parameters", value=parameters),
         Figure(name="Stored size", value=stored / 2**20, unit="MiB", note="state dict in its own precision"),
-        Figure(name="Multiply-adds", value=None if flops is None else flops / 2e9, unit="G", note="one image"),
+        Figure(name="Multiply-adds", value=macs and macs / 1e9, unit="G", note="one image"),
         Figure(name="Latency, one image", value=median, low=low, high=high, unit="ms", note="median, 10th to 90th %"),
         Figure(
             name="Best throughput",
@@ -113,14 +113,6 @@ def probe(subject: Subject) -> Finding:
         ],
         limits=["Energy, other machines, lower precision and compiled graphs."],
     )
-
-
-def _flops(model: nn.Module, image: Tensor) -> int | None:
-    """Count floating point operations of one forward pass; None where an operator has no count."""
-    with torch.no_grad(), inspected(model, warn=False), FlopCounterMode(display=False) as counter:
-        model(image)
-    total = int(counter.get_total_flops())
-    return total or None
 
 
 def _wait(device: torch.device) -> None:

@@ -284,7 +284,7 @@ def _flops(x, offset, mask, weight, *args, out_shape=None, **kwargs) -> int:  # 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = load_native("deform_conv", Path(__file__).parent / "native" / "deform_conv.cpp")
+    library = load_native(Path(__file__).parent / "native" / "deform_conv.cpp")
     if library is None:
         return None
     rows, tail = [ctypes.c_int64] * 2, [ctypes.c_int]

@@ -53,22 +53,26 @@ class ScanRoutes(nn.Module):
             weight, bias = 0.1 * torch.rand(*shape, dt_rank), 0.1 * torch.rand(shape)
         self.dt_projs_weight, self.dt_projs_bias = nn.Parameter(weight), nn.Parameter(bias)
 
-    def scan(self, routes: Tensor) -> Tensor:
-        """Scan every route: (B, K, d_inner, L) -> (B, K, d_inner, L), in the dtype of the input."""
+    def scan(self, routes: Tensor, which: slice = slice(None)) -> Tensor:
+        """Scan every route: (B, K, d_inner, L) -> (B, K, d_inner, L), in the dtype of the input.
+
+        Args:
+            routes: K of them.
+            which: the routes whose parameters are used; default all.
+        """
         batch, k, d, length = routes.shape
-        flat = routes.transpose(0, 1).reshape(k, batch, d, length)
-        # (K, 1, R + 2N, d) @ (K, B, d, L)
-        projected = (self.x_proj_weight.to(flat.dtype)[:, None] @ flat).transpose(0, 1)  # (B, K, R + 2N, L)
-        steps, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=2)
-        delta = self.dt_projs_weight.to(steps.dtype) @ steps  # (B, K, d, L)
+        projection, A_logs = self.x_proj_weight[which], self.A_logs.unflatten(0, (-1, d))[which].flatten(0, 1)
+        # (K, R + 2N, d) @ (B, K, d, L)
+        steps, B, C = (projection @ routes).split([self.dt_rank, self.d_state, self.d_state], dim=2)
+        delta = self.dt_projs_weight[which] @ steps  # (B, K, d, L)
         y = selective_scan(
-            routes.reshape(batch, k * d, length),
-            delta.reshape(batch, k * d, length),
-            -torch.exp(self.A_logs.float()),
-            B.contiguous(),
-            C.contiguous(),
-            self.Ds,
-            delta_bias=self.dt_projs_bias.flatten(),
+            routes.flatten(1, 2),
+            delta.flatten(1, 2),
+            -torch.exp(A_logs.to(torch.promote_types(A_logs.dtype, torch.float32))),
+            B,
+            C,
+            self.Ds.unflatten(0, (-1, d))[which].flatten(),
+            delta_bias=self.dt_projs_bias[which].flatten(),
             delta_softplus=True,
         )
         return y.view(batch, k, d, length)

@@ -3,15 +3,32 @@
 Gu, Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, arXiv 2312.00752, as used by VMamba
 (Liu et al., 2024, arXiv 2401.10166). The discretisation is the one of every Mamba code, which checkpoints depend on:
 zero-order hold for A, Euler for B.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t h_t + D u_t,    dt = softplus(delta + bias)
+
+All backends but the reference share one hand-written gradient: with g_t the gradient of y_t by h_t, the states'
+gradient is the same recurrence run backwards, G_t = g_t + exp(dt_{t+1} A) G_{t+1}.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["selective_scan"]
+from striate.errors import InputError, UnstableWarning
+from striate.layers import native_scan
+from striate.layers.linear_scan import LinearScan, linear_scan
+
+__all__ = ["BACKENDS", "Backend", "best_backend", "selective_scan", "selective_state_update"]
+
+Backend = Literal["auto", "reference", "sequential", "chunked", "associative", "native", "mamba-ssm"]
+BACKENDS: tuple[Backend, ...] = ("auto", "reference", "sequential", "chunked", "associative", "native", "mamba-ssm")
 
 
 def selective_scan(
@@ -24,8 +41,11 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-) -> Tensor:
-    """Scan along the last dimension; all arithmetic in float32 (float64 stays).
+    return_last_state: bool = False,
+    backend: Backend = "auto",
+    chunk_size: int | None = None,
+) -> Any:
+    """Scan along the last dimension, with the signature and the numbers of mamba-ssm; arithmetic in float32 or wider.
 
     Args:
         u: (B, D, L) input.
@@ -36,30 +56,373 @@ def selective_scan(
         z: (B, D, L) gate: the output is multiplied by SiLU(z).
         delta_bias: (D,) or None.
         delta_softplus: apply softplus to ``delta + delta_bias``.
+        return_last_state: return the state after the last step too.
+        backend: ``"reference"``: a plain loop, differentiable twice, slow; ``"sequential"``: a loop without a graph;
+            ``"chunked"``: all chunks at once, then their carries; ``"associative"``: log2(L) passes; ``"native"``:
+            one pass of compiled code (CPU); ``"mamba-ssm"``: its kernel (CUDA); ``"auto"``: the best there is
+            (:func:`best_backend`), and plain operations where a graph is exported.
+        chunk_size: steps a chunk of ``"chunked"``; default about the square root of L.
 
     Returns:
-        (B, D, L) in the dtype of ``u``.
+        (B, D, L) in the dtype of ``u``; with ``return_last_state`` a pair of it and the state (B, D, N), in float32 or
+        wider.
+
+    Raises:
+        InputError: shapes that do not fit, an empty sequence, integers, an unknown or impossible backend.
+
+    >>> one = torch.ones(1, 1, 3)
+    >>> selective_scan(one, one * 0.6931, -torch.ones(1, 1), one, one)
+    tensor([[[0.6931, 1.0397, 1.2130]]])
     """
+    _check(u, delta, A, B, C, D, z, delta_bias, backend)
+    chosen = best_backend(u) if backend == "auto" else backend
+    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    if backend == "auto" and exporting:
+        chosen = "associative"
+    if chosen == "mamba-ssm":
+        return _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     dtype = u.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    u, delta, A, B, C = (t.to(wide) for t in (u, delta, A, B, C))
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(wide)[:, None]
-    if delta_softplus:
-        delta = F.softplus(delta)
+    u, delta, A, B, C = (tensor.to(wide) for tensor in (u, delta, A, B, C))
+    D = None if D is None else D.to(wide)
+    delta_bias = None if delta_bias is None else delta_bias.to(wide)
     if B.dim() == 3:
         B, C = B[:, None], C[:, None]
-    repeat = u.shape[1] // B.shape[1]
-    B, C = (t.repeat_interleave(repeat, dim=1) for t in (B, C))  # (B, D, N, L)
-    h = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])
-    ys = []
-    for t in range(u.shape[2]):
-        step = delta[:, :, t, None]
-        h = torch.exp(step * A) * h + step * B[..., t] * u[:, :, t, None]
-        ys.append((h * C[..., t]).sum(-1))
-    y = torch.stack(ys, dim=2)
-    if D is not None:
-        y = y + D.to(wide)[:, None] * u
+    if chosen == "reference" or exporting:
+        scan = functools.partial(linear_scan, backend="loop" if chosen == "reference" else "associative")
+        y, last = _plain(u, delta, A, B, C, D, delta_bias, delta_softplus, scan)
+    else:
+        y, last, _ = torch.ops.striate.selective_scan(
+            u, delta, A, B, C, D, delta_bias, delta_softplus, chosen, chunk_size or 0
+        )
     if z is not None:
         y = y * F.silu(z.to(wide))
-    return y.to(dtype)
+    y = y.to(dtype)
+    return (y, last) if return_last_state else y
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """Take one step of :func:`selective_scan`, for inputs that arrive one by one.
+
+    Args:
+        state: (B, D, N); changed in place.
+        x, dt: (B, D).
+        A: (D, N).
+        B, C: (B, N) or (B, G, N).
+        D: (D,) or None.
+        z: (B, D) gate or None.
+        dt_bias: (D,) or None.
+        dt_softplus: apply softplus to ``dt + dt_bias``.
+
+    Returns:
+        (B, D) in the dtype of ``x``.
+    """
+    if state.shape != (*x.shape, A.shape[1]):
+        allowed = f"(B, D, N) = {(*x.shape, A.shape[1])}"
+        raise InputError("state", "selective_state_update", allowed=allowed, got=tuple(state.shape))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    step = dt.to(wide) if dt_bias is None else dt.to(wide) + dt_bias.to(wide)
+    step = F.softplus(step) if dt_softplus else step
+    B, C = (_per_channel(t.to(wide)[..., None], x.shape[1])[..., 0] for t in (B, C))  # (B, D, N)
+    u = x.to(wide)
+    new = torch.exp(step[..., None] * A.to(wide)) * state.to(wide) + (step * u)[..., None] * B
+    state.copy_(new)
+    y = (new * C).sum(dim=-1)
+    y = y if D is None else y + D.to(wide) * u
+    y = y if z is None else y * F.silu(z.to(wide))
+    return y.to(x.dtype)
+
+
+def best_backend(u: Tensor) -> Backend:
+    """Return what ``"auto"`` takes for an input like ``u``.
+
+    On a CPU the compiled kernel, and without a compiler the chunked form, which is faster than the loop from some
+    dozen steps on. On CUDA mamba-ssm's kernel where it can be imported, else the chunked form: a Triton kernel was
+    not written, since no GPU was at hand to test it.
+    """
+    if u.device.type == "cuda":
+        return "mamba-ssm" if _mamba_ssm_kernel() is not None and u.dtype != torch.float64 else "chunked"
+    if u.device.type == "cpu" and native_scan.available():
+        return "native"
+    return "chunked"
+
+
+# ------------------------------------------------------------------------------------------------ one operator
+
+
+@torch.library.custom_op("striate::selective_scan", mutates_args=())
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    backend: str,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, the last state, and the states at the start of every block that the native gradient starts from."""
+    if backend == "native":
+        return native_scan.forward(u, delta, A, B, C, D, bias, softplus)
+    scan = functools.partial(linear_scan, backend=backend, chunk_size=chunk_size)
+    y, last = _plain(u, delta, A, B, C, D, bias, softplus, scan)
+    return y, last, u.new_empty(0)
+
+
+@torch.library.custom_op("striate::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    starts: Tensor,
+    softplus: bool,
+    backend: str,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of u, delta, A, B, C, D and bias; the last two also where there is none."""
+    if backend == "native":
+        return native_scan.backward(dy, dlast, u, delta, A, B, C, D, bias, starts, softplus)
+    scan = functools.partial(linear_scan, backend=backend, chunk_size=chunk_size)
+    return _plain_backward(dy, dlast, u, delta, A, B, C, D, bias, softplus, scan)
+
+
+@_scan.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    backend: str,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, dim, length = u.shape
+    blocks = -(-length // native_scan.BLOCK)
+    starts = u.new_empty(batch, dim, blocks, A.shape[1]) if backend == "native" else u.new_empty(0)
+    return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(batch, dim, A.shape[1]), starts
+
+
+@_scan_backward.register_fake
+def _(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = [tensor.new_empty(tensor.shape) for tensor in (u, delta, A, B, C)]
+    return (*like, u.new_empty(u.shape[1]), u.new_empty(u.shape[1]))  # type: ignore[return-value]
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.softplus, ctx.backend, ctx.chunk_size = inputs
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, dstarts: Tensor | None) -> tuple[Any, ...]:
+    u, delta, A, B, C, D, bias, starts = ctx.saved_tensors
+    dy = torch.zeros_like(u) if dy is None else dy
+    dlast = u.new_zeros(u.shape[0], u.shape[1], A.shape[1]) if dlast is None else dlast
+    *found, dD, dbias = torch.ops.striate.selective_scan_backward(
+        dy, dlast, u, delta, A, B, C, D, bias, starts, ctx.softplus, ctx.backend, ctx.chunk_size
+    )
+    return (*found, None if D is None else dD, None if bias is None else dbias, None, None, None)
+
+
+_scan.register_autograd(_differentiate, setup_context=_set_up)
+
+
+@register_flop_formula(torch.ops.striate.selective_scan)
+def _flops(u_shape: Any, delta_shape: Any, A_shape: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    """Count 9 L D N + L D multiply-accumulates an image, as published tables do, two operations each."""
+    batch, dim, length = u_shape
+    return 2 * batch * (9 * length * dim * A_shape[1] + length * dim)
+
+
+# ------------------------------------------------------------------------------------ the same in plain PyTorch
+
+
+def _plain(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    scan: LinearScan,
+) -> tuple[Tensor, Tensor]:
+    _, _, decay, drive = _coefficients(u, delta, A, B, bias, softplus)
+    h = scan(decay, drive)
+    y = (h * _time_major(C, u.shape[1])).sum(dim=-1).permute(1, 2, 0)
+    y = y if D is None else y + D[:, None] * u
+    return y.contiguous(), h[-1].clone()
+
+
+def _plain_backward(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    scan: LinearScan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    raw, dt, decay, drive = _coefficients(u, delta, A, B, bias, softplus)
+    h = scan(decay, drive)
+    B_t, C_t = (_time_major(tensor, u.shape[1]) for tensor in (B, C))
+    dy_t, dt_t, u_t = (tensor.permute(2, 0, 1)[..., None] for tensor in (dy, dt, u))  # (L, B, D, 1)
+    driven = dy_t * C_t
+    driven[-1] += dlast
+    # Backwards the decay of step t + 1 stands at step t.
+    later = torch.cat([decay[1:], torch.ones_like(decay[:1])]).flip(0)
+    G = scan(later, driven.flip(0)).flip(0)
+    before = torch.cat([torch.zeros_like(h[:1]), h[:-1]])
+    turned = G * before * decay  # dL/da a
+    through_B = (G * B_t).sum(dim=-1).permute(1, 2, 0)
+    ddt = (turned * A).sum(dim=-1).permute(1, 2, 0) + through_B * u
+    ddelta = ddt * torch.sigmoid(raw) if softplus else ddt
+    du = through_B * dt if D is None else through_B * dt + D[:, None] * dy
+
+    def per_group(tensor: Tensor) -> Tensor:  # (L, B, D, N) -> (B, G, N, L), summed over a group's channels
+        return tensor.unflatten(2, (B.shape[1], -1)).sum(dim=3).permute(1, 2, 3, 0).contiguous()
+
+    return (
+        du.contiguous(),
+        ddelta.contiguous(),
+        (turned * dt_t).sum(dim=(0, 1)),
+        per_group(G * dt_t * u_t),
+        per_group(dy_t * h),
+        (dy * u).sum(dim=(0, 2)),
+        ddelta.sum(dim=(0, 2)),
+    )
+
+
+def _coefficients(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, softplus: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return dt before and after softplus (B, D, L), and decay and drive of the recurrence (L, B, D, N)."""
+    raw = delta if bias is None else delta + bias[:, None]
+    dt = F.softplus(raw) if softplus else raw
+    decay = torch.exp(dt.permute(2, 0, 1)[..., None] * A)
+    drive = (dt * u).permute(2, 0, 1)[..., None] * _time_major(B, u.shape[1])
+    return raw, dt, decay, drive
+
+
+def _per_channel(grouped: Tensor, dim: int) -> Tensor:
+    """(B, N, L) or (B, G, N, L) -> (B, D, N, L): a group's coefficients for each of its channels."""
+    grouped = grouped[:, None] if grouped.dim() == 3 else grouped
+    batch, groups, states, length = grouped.shape
+    return grouped[:, :, None].expand(-1, -1, dim // groups, -1, -1).reshape(batch, dim, states, length)
+
+
+def _time_major(grouped: Tensor, dim: int) -> Tensor:
+    return _per_channel(grouped, dim).permute(3, 0, 1, 2)  # (L, B, D, N)
+
+
+# ---------------------------------------------------------------------------------------------- mamba-ssm, checks
+
+
+@functools.cache
+def _mamba_ssm_kernel() -> Any:
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError:  # its module imports its CUDA extension
+        return None
+    return selective_scan_fn
+
+
+def _mamba_ssm(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    return_last_state: bool,
+) -> Any:
+    kernel = _mamba_ssm_kernel()
+    if kernel is None or u.device.type != "cuda":
+        allowed = "another one here: mamba-ssm cannot be imported, or the tensors are not on a GPU"
+        raise InputError("backend", "selective_scan", allowed=allowed, got="mamba-ssm")
+    tensors = (tensor.contiguous() for tensor in (u, delta, A, B, C))
+    return kernel(*tensors, D, z, bias, softplus, return_last_state)
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    backend: str,
+) -> None:
+    owner = "selective_scan"
+    if backend not in BACKENDS:
+        raise InputError("backend", owner, allowed=f"one of {', '.join(BACKENDS)}", got=backend)
+    if backend == "native" and not native_scan.available():
+        raise InputError("backend", owner, allowed=f"another one here: {native_scan.why_not()}", got=backend)
+    if backend == "native" and u.device.type not in {"cpu", "meta"}:
+        raise InputError("backend", owner, allowed=f"another one for tensors on {u.device.type}", got=backend)
+    if u.dim() != 3 or u.shape[2] == 0:
+        raise InputError("u", owner, allowed="(B, D, L) with L > 0", got=tuple(u.shape))
+    if not u.is_floating_point():
+        raise InputError("u", owner, allowed="floating point", got=u.dtype)
+    batch, dim, length = u.shape
+    if A.dim() != 2 or A.shape[0] != dim:
+        raise InputError("A", owner, allowed=f"({dim}, N)", got=tuple(A.shape))
+    for name, tensor in (("delta", delta), ("z", z)):
+        if tensor is not None and tensor.shape != u.shape:
+            raise InputError(name, owner, allowed=f"of u's shape {tuple(u.shape)}", got=tuple(tensor.shape))
+    for name, tensor in (("B", B), ("C", C)):
+        groups = tensor.shape[1] if tensor.dim() == 4 else 1
+        fits = tensor.dim() in {3, 4} and tensor.shape[0] == batch and tensor.shape[-2:] == (A.shape[1], length)
+        if not fits or dim % groups or tensor.shape != B.shape:
+            allowed = f"({batch}, G, {A.shape[1]}, {length}) with G dividing {dim}, B and C alike"
+            raise InputError(name, owner, allowed=allowed, got=tuple(tensor.shape))
+    for name, tensor in (("D", D), ("delta_bias", bias)):
+        if tensor is not None and tensor.shape != (dim,):
+            raise InputError(name, owner, allowed=f"({dim},)", got=tuple(tensor.shape))
+    if not torch.compiler.is_compiling() and A.device.type == "cpu" and bool((A.detach() > 0).any()):
+        warnings.warn(
+            "selective_scan: A has positive entries, so states grow without bound along the sequence; A is usually "
+            "-exp(A_log).",
+            UnstableWarning,
+            stacklevel=3,
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from striate.models.mini import BasicBlock
 
-__all__ = ["MobileMicro", "ResNetMicro", "vit_micro"]
+__all__ = ["Attention2d", "MobileMicro", "ResNetMicro", "vit_micro"]
 
 
 class ResNetMicro(nn.Module):
@@ -140,3 +140,23 @@ def vit_micro(
         num_heads=heads,
         dynamic_img_size=True,
     )
+
+
+class Attention2d(nn.Module):
+    """Plain softmax attention of every pixel to every pixel, its matrix in memory: the quadratic twin of a scan.
+
+    Args:
+        dim: channels; (N, C, H, W) stays.
+        heads: of the attention.
+    """
+
+    def __init__(self, dim: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Conv2d(dim, 3 * dim, 1), nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)  # (N, heads, C / heads, L)
+        weights = (q.mT @ k * q.shape[2] ** -0.5).softmax(dim=-1)
+        return self.proj((v @ weights.mT).flatten(1, 2).unflatten(-1, x.shape[-2:]))

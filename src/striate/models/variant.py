@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 __all__ = ["FAMILIES", "Variant", "build", "variants"]
 
-FAMILIES: tuple[str, ...] = ()
+FAMILIES: tuple[str, ...] = (
+    "vmamba",
+    "efficient_vmamba",
+    "mobilevit",
+)
 """Modules of this package that register networks; each has a ``VARIANTS``."""
 
 

@@ -151,8 +151,8 @@ def sources(key: str) -> str:
     """
     root = Path(__file__).parents[1]
     own = f"{key.replace('-', '_')}.py"
-    files = [path for part in _METHODS for path in _python_files(root / part)]
-    for path in _python_files(root / "papers"):
+    files = [path for part in _METHODS for path in _source_files(root / part)]
+    for path in _source_files(root / "papers"):
         other_paper = path.name != own and _is_paper(path.stem)
         if path.name not in _MACHINERY and not other_paper:
             files.append(path)
@@ -192,8 +192,9 @@ def _unused(path: Path) -> Path:
     )
 
 
-def _python_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+def _source_files(path: Path) -> list[Path]:
+    kinds = {".py", ".cpp", ".hpp"}
+    return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.suffix in kinds)
 
 
 def _is_paper(stem: str) -> bool:

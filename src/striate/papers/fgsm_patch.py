@@ -82,7 +82,7 @@ def _small(run: Run) -> None:
     def network(family: str, seed: int) -> nn.Module:
         return trained(
             f"{family}-mini",
-            _FAMILIES[family],
+            lambda: _FAMILIES[family]().to(memory_format=torch.channels_last),
             lambda: (images, labels),
             Recipe(epochs=1, batch_size=32, lr=1e-2, schedule="one-cycle", seed=seed)
             if smoke
@@ -124,7 +124,7 @@ def _measure_fgsm(
     network: Callable[[], nn.Module], images: Tensor, labels: Tensor, epsilons: Sequence[float]
 ) -> dict[str, Any]:
     model = network()
-    curve = fgsm_curve(model, images, labels, epsilons=epsilons, batch_size=250)
+    curve = fgsm_curve(model, images, labels, epsilons=epsilons, batch_size=64)
     return _counts(curve) | {"checks": _checks(model, images[:64], labels[:64], epsilons)}
 
 
@@ -202,7 +202,7 @@ def _patch_lr(steps: int) -> float:
 
 
 def _score(patch: AdversarialPatch, model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    score = patch.evaluate(model, data, placements=4, batch_size=250)
+    score = patch.evaluate(model, data, placements=4, batch_size=64)
     return {"top1": score.top1, "top5": score.top5, "n": score.n}
 
 

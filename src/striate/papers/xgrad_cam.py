@@ -97,7 +97,7 @@ def _mini_vgg() -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):  # with PyTorch's default it stays at the classes' frequencies
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def _network(run: Run, seed: int) -> nn.Module:

@@ -17,20 +17,14 @@ from striate.report.heatmap import colour, png_base64, scale_bar
 if TYPE_CHECKING:
     from striate.examine.finding import Chart, Figure, MapPicture, Report
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "templates", "write_report"]
 
 _LEVELS = {"good": "fine", "attention": "look here", "problem": "mend this", "info": "for information"}
 
 
 def render(report: Report) -> str:
     """Return the report as one self-contained HTML page; every text from outside is escaped."""
-    environment = Environment(
-        loader=PackageLoader("striate.report"),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     counter = iter(range(10_000))
 
     def chart(item: Chart) -> Markup:
@@ -42,11 +36,23 @@ def render(report: Report) -> str:
         "heat": _heat,
         "chart": chart,
         "number": _number,
-        "seconds": _seconds,
         "rows": _rows,
     }
     template = environment.get_template("report.html.j2")
     return template.render(report=report, scale=png_base64(scale_bar()), levels=_LEVELS)
+
+
+def templates() -> Environment:
+    """Return the pages' templates: everything is escaped, and a name that is missing is an error."""
+    environment = Environment(
+        loader=PackageLoader("striate.report"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["seconds"] = _seconds
+    return environment
 
 
 def write_report(report: Report, folder: str | Path) -> Path:

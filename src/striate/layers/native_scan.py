@@ -1,0 +1,105 @@
+"""The selective scan as compiled C++ (``native/selective_scan.cpp``): one pass over the data, on CPU threads."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from striate.engine.native import load_native, why_not_native
+
+__all__ = ["BLOCK", "available", "backward", "forward", "why_not"]
+
+BLOCK = 128
+"""Steps a block; states at the start of each are kept for the gradient."""
+
+_SOURCE = Path(__file__).with_name("native") / "selective_scan.cpp"
+_SMALL = 1 << 15  # below so many states a second thread costs more than it saves
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether there is a compiler, or the kernel in the cache."""
+    return load_native(_SOURCE) is not None
+
+
+def why_not() -> str | None:
+    """Return why the kernel cannot be used; None where it can."""
+    return why_not_native(_SOURCE)
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (B, D, L), the last state (B, D, N), and the states at the start of every block (B, D, blocks, N)."""
+    batch, dim, length = u.shape
+    states = A.shape[1]
+    y = torch.empty(batch, dim, length, dtype=u.dtype)
+    last = torch.empty(batch, dim, states, dtype=u.dtype)
+    starts = torch.empty(batch, dim, -(-length // BLOCK), states, dtype=u.dtype)
+    inputs = [_contiguous(tensor) for tensor in (u, delta, A, B, C, D, bias)]
+    sizes = (batch, dim, B.shape[1], states, length)
+    _call("forward", u.dtype, [*inputs, y, last, starts], sizes, softplus, _threads(u, states))
+    return y, last, starts
+
+
+def backward(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    bias: Tensor | None,
+    starts: Tensor,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of u, delta, A, B, C, D and bias."""
+    batch, dim, length = u.shape
+    groups, states = B.shape[1], A.shape[1]
+    threads = _threads(u, states)
+    # Each split of a group's channels sums its own gradient of B and C, so that no two threads write to one place.
+    splits = max(1, min(dim // groups, -(-threads // (batch * groups))))
+    du, ddelta = (torch.empty(batch, dim, length, dtype=u.dtype) for _ in range(2))
+    dA, dD, dbias = (torch.zeros(batch, dim, *rest, dtype=u.dtype) for rest in ((states,), (), ()))
+    dB, dC = (torch.zeros(splits, batch, groups, states, length, dtype=u.dtype) for _ in range(2))
+    inputs = [_contiguous(tensor) for tensor in (u, delta, A, B, C, D, bias, starts, dy, dlast)]
+    tensors = [*inputs, du, ddelta, dA, dB, dC, dD, dbias]
+    _call("backward", u.dtype, tensors, (batch, dim, groups, states, length), softplus, threads, splits)
+    return du, ddelta, dA.sum(dim=0), dB.sum(dim=0), dC.sum(dim=0), dD.sum(dim=0), dbias.sum(dim=0)
+
+
+def _call(
+    name: str,
+    dtype: torch.dtype,
+    tensors: list[Tensor | None],
+    sizes: tuple[int, ...],
+    softplus: bool,
+    threads: int,
+    splits: int | None = None,
+) -> None:
+    library = load_native(_SOURCE)
+    assert library is not None  # the caller chose this backend because it is there
+    function = library[f"scan_{name}_{'f64' if dtype == torch.float64 else 'f32'}"]
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    extra = [] if splits is None else [ctypes.c_int64(splits)]
+    function(*pointers, *(ctypes.c_int64(size) for size in sizes), int(softplus), *extra, threads)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _threads(u: Tensor, states: int) -> int:
+    return 1 if u.numel() * states < _SMALL else torch.get_num_threads()
