@@ -179,6 +179,16 @@ def test_starts_as_a_convolution_modulated_as_half_of_one() -> None:
         assert torch.allclose(layer(x), plain, atol=1e-5)
 
 
+def test_names_are_those_of_mmcv() -> None:
+    shapes = {name: tuple(value.shape) for name, value in DeformConv2d(6, 4, modulated=True).state_dict().items()}
+    assert shapes == {
+        "weight": (4, 6, 3, 3),
+        "bias": (4,),
+        "conv_offset.weight": (27, 6, 3, 3),
+        "conv_offset.bias": (27,),
+    }
+
+
 def test_frozen_is_the_ordinary_convolution() -> None:
     layer = DeformConv2d(6, 4, modulated=True)
     nn.init.normal_(layer.conv_offset.weight)

@@ -132,7 +132,9 @@ def insert_attention(
     return copied
 
 
-def insert_das(model: nn.Module, after: Sequence[str] | None = None, *, image_size: int = 224, **options: Any) -> Any:
+def insert_das(
+    model: nn.Module, after: Sequence[str] | None = None, *, image_size: int = 224, **options: Any
+) -> nn.Module:
     """Return a copy of ``model`` with :class:`DAS` after each stage; see :func:`insert_attention`.
 
     Args:
