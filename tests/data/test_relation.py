@@ -11,16 +11,17 @@ from striate.data.relation import GLYPHS, relation_images
 from striate.errors import InputError
 
 
-def test_two_glyphs_stand_where_the_label_says_they_may() -> None:
-    found = relation_images(60, 3, noise=0.0)
+@pytest.mark.parametrize("scale", [1, 2])
+def test_two_glyphs_stand_where_the_label_says_they_may(scale: int) -> None:
+    found = relation_images(60, 3, noise=0.0, scale=scale)
     assert found.images.shape == (60, 1, 64, 64)
     assert found.images.dtype == torch.uint8
     assert found.labels.sum() == 30
     for image, label in zip(found.images[:, 0].numpy(), found.labels, strict=True):
-        windows = sliding_window_view((image > 128).astype(np.uint8), (6, 6))
+        windows = sliding_window_view((image > 128).astype(np.uint8), (6 * scale, 6 * scale))
         places = [
             (kind, row, column)
-            for kind, glyph in enumerate(GLYPHS)
+            for kind, glyph in enumerate(np.kron(GLYPHS, np.ones((1, scale, scale), dtype=np.uint8)))
             for row, column in zip(*np.where((windows == glyph).all(axis=(2, 3))), strict=True)
         ]
         assert len(places) == 2
@@ -41,7 +42,7 @@ def test_seeds_fix_everything() -> None:
     assert not torch.equal(relation_images(5, 1).images, relation_images(5, 2).images)
 
 
-@pytest.mark.parametrize("options", [{"n": 0}, {"distance": 80.0}, {"size": 5}])
+@pytest.mark.parametrize("options", [{"n": 0}, {"distance": 80.0}, {"size": 5}, {"scale": 0}])
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError):
         relation_images(**{"n": 4, "seed": 0, **options})

@@ -96,6 +96,7 @@ def test_a_tensors_batch_is_cut_and_resized_with_its_labels() -> None:
         ({"check_scale": 0}, "check_scale"),
         ({"base_batch": 0}, "base_batch"),
         ({"rank": 1}, "rank"),
+        ({"seed": -1}, "seed"),
         ({"n": 0}, "'n'"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import striate.models.zoo  # noqa: F401
+from striate.engine.load import load_model
 from striate.engine.macs import count_macs
 from striate.errors import InputError
 from striate.layers.atrous_scan import ES2D
@@ -192,6 +193,21 @@ def test_timm_loads_a_file_of_the_authors(tmp_path: Path) -> None:
     model = timm.create_model("efficient_vmamba_t", pretrained=True, pretrained_cfg_overlay=overlay, **options)
     assert torch.equal(model.layers[2].blocks[1].conv_pw[0].weight, theirs["layers.2.2.conv_pw.0.weight"])
     assert torch.equal(model.layers[2].downsample.reduction.weight, theirs["layers.2.4.reduction.weight"])
+
+
+def test_striate_loads_a_file_of_the_authors(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in timm.create_model("efficient_vmamba_t").state_dict().items()}
+    theirs = {}
+    for name, shape in shapes.items():
+        depth = {"2": 4, "3": 2}.get(name.split(".")[1])
+        merge = depth and ".downsample." in name
+        there = name.replace("downsample", f"{depth + 2}") if merge else authors_name(name)
+        theirs[f"module.module.{there}"] = value(there, shape)
+    torch.save({"state_dict": theirs, "epoch": 290}, tmp_path / "tiny.pth")
+    model = load_model(str(tmp_path / "tiny.pth"), architecture="efficient_vmamba_t")
+    found = model.network.layers[2].downsample.reduction.weight
+    assert torch.equal(found, theirs["module.module.layers.2.6.reduction.weight"])
 
 
 # ----------------------------------------------------------------------------------------------- what blocks do

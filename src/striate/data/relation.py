@@ -24,7 +24,7 @@ GLYPHS = np.array([[[pixel == "#" for pixel in row] for row in glyph.split()] fo
 
 
 def relation_images(
-    n: int, seed: int, *, size: int = 64, distance: float = 32.0, noise: float = 0.15
+    n: int, seed: int, *, size: int = 64, distance: float = 32.0, scale: int = 1, noise: float = 0.15
 ) -> LabelledImages:
     """Return images of two glyphs on noise, with label 1 where they are of the same kind; half of them are.
 
@@ -35,14 +35,16 @@ def relation_images(
         seed: of everything.
         size: side of the image in pixels.
         distance: least distance of the two glyphs' centres in pixels.
+        scale: side in pixels of each of a glyph's 6 x 6 squares.
         noise: standard deviation of the Gaussian background, in units of the glyphs' contrast to it.
 
     Returns:
         (n, 1, size, size) uint8 images: grey 64, glyphs brighter by 127.
     """
-    side = GLYPHS.shape[-1]
-    if n < 1:
-        raise InputError("n", "relation_images", allowed=">= 1", got=n)
+    if n < 1 or scale < 1:
+        raise InputError("n, scale", "relation_images", allowed=">= 1", got=(n, scale))
+    glyphs = GLYPHS.repeat(scale, axis=1).repeat(scale, axis=2)
+    side = glyphs.shape[-1]
     if size < side or not 0 <= distance <= 0.9 * (size - side) * 2**0.5:
         allowed = f"at most {0.9 * max(0, size - side) * 2**0.5:.0f} pixels in an image of {size} x {size}"
         raise InputError("distance", "relation_images", allowed=allowed, got=distance)
@@ -57,7 +59,7 @@ def relation_images(
             if np.hypot(*(places[0] - places[1])) >= distance:
                 break
         for (row, column), kind in zip(places, (first[i], second[i]), strict=True):
-            pictures[i, row : row + side, column : column + side] += GLYPHS[kind]
+            pictures[i, row : row + side, column : column + side] += glyphs[kind]
     grey = np.clip(64 + 127 * pictures, 0, 255).round().astype(np.uint8)
     return LabelledImages(
         torch.from_numpy(grey)[:, None],

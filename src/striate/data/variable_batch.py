@@ -91,6 +91,8 @@ class VariableBatchSampler(Sampler[list[tuple[int, int, int]]]):
     ) -> None:
         if n < 1:
             raise InputError("n", "VariableBatchSampler", allowed=">= 1", got=n)
+        if seed < 0:
+            raise InputError("seed", "VariableBatchSampler", allowed=">= 0", got=seed)
         if not 0 <= rank < num_replicas:
             raise InputError("rank", "VariableBatchSampler", allowed=f"from 0 to {num_replicas - 1}", got=rank)
         self.sizes = batch_sizes(

@@ -23,17 +23,9 @@ from striate.engine.record import fingerprint
 __all__ = ["load_native", "why_not_native"]
 
 # No -ffast-math: linked into a shared library it makes the whole process flush denormal numbers to zero.
-_FLAGS = (
-    "-O3",
-    "-march=native",
-    "-std=c++17",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fopenmp-simd",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-)
+_FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+# From the fastest to what every compiler has; OpenMP is missing from Apple's, -march=native from some on ARM.
+_EXTRA = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
 _FAILED: dict[str, str] = {}
 
 
@@ -52,27 +44,32 @@ def load_native(source: Path) -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         return _no(source, "there is no C++ compiler (g++ or clang++) on this machine")
+    import torch  # noqa: F401 (brings its OpenMP, so that both share one pool of threads)
+
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
         headers = {path.name: path.read_text() for path in sorted(source.parent.glob("*.hpp"))}
-        key = fingerprint([source.read_text(), headers, version, _FLAGS, _processor()])
+        key = fingerprint([source.read_text(), headers, version, _FLAGS, _EXTRA, _processor()])
         library = cache_dir("native") / f"{source.stem}-{key}.so"
         if not library.is_file():
-            with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-                built = Path(scratch) / library.name
-                subprocess.run(
-                    [compiler, *_FLAGS, str(source), "-o", str(built)],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                    timeout=300,
-                )
-                os.replace(built, library)  # whole or not at all; of two processes the last one wins with the same file
+            _compile(compiler, source, library)
         return ctypes.CDLL(str(library))
     except subprocess.CalledProcessError as error:
         return _no(source, f"{Path(compiler).name} failed: {(error.stderr or '').strip().splitlines()[:1]}")
     except (OSError, subprocess.TimeoutExpired) as error:
         return _no(source, str(error))
+
+
+def _compile(compiler: str, source: Path, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        built = Path(scratch) / library.name
+        for extra in _EXTRA:
+            command = [compiler, *_FLAGS, *extra, str(source), "-o", str(built)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+            if done.returncode == 0:
+                os.replace(built, library)  # whole or not at all; of two processes the last one wins with the same file
+                return
+        done.check_returncode()
 
 
 def why_not_native(source: Path) -> str | None:

@@ -40,7 +40,8 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
             module.training = False
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
-        with torch.compiler.set_stance("force_eager") if _compiled(model) else nullcontext():
+        compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module, _ in modes)
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             yield model
     finally:
         for module, mode in modes:
@@ -48,11 +49,6 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-
-
-def _compiled(model: nn.Module) -> bool:
-    """Whether torch.compile wraps the model or a part of it, or ``module.compile()`` was called on one."""
-    return any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in model.modules())
 
 
 @contextmanager

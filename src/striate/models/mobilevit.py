@@ -303,7 +303,7 @@ def convert_weights(
     Args:
         state_dict: as saved by the authors' CVNets, by Hugging Face's transformers or by timm, also inside
             ``model_ema``, ``state_dict``, ``model`` and the like. Of a CVNets detector or segmenter the encoder is
-            taken.
+            taken, which has neither the last convolution nor the classifier: load it with ``strict=False``.
         source: whose names they are; ``"auto"`` looks.
         channel_order: in which the checkpoint was trained; with ``"bgr"`` the first convolution is turned round, so
             that the network takes RGB. Nothing in a file says which it is: the first release's ImageNet weights

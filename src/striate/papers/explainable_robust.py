@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -148,7 +148,7 @@ _SIZES = {
         n_train=5_000,
         n_test=1_000,
         n_held_out=40,
-        judged=75,
+        judged=60,
         recipe=Recipe(epochs=6, batch_size=32, lr=4e-3, schedule="one-cycle"),
         cue_off="TinyRes",
     ),
@@ -218,10 +218,6 @@ def _network(
         model = convert_dual_bn(model) if training == "advprop" else model  # type: ignore[assignment]
         return model.to(memory_format=torch.channels_last)
 
-    def data() -> tuple[Tensor, Tensor]:
-        objects = placed_objects(size.n_train, seed=0, cue=cue)
-        return objects.images, objects.labels
-
     loss = _LOSSES[training]
     sample = placed_objects(2, seed=0, cue=cue)
     key = {
@@ -230,8 +226,17 @@ def _network(
         "loss": repr(loss) if loss is not cross_entropy else "cross entropy",
     }
     recipe = replace(size.recipe, seed=seed, lr=1e-3 if without_bn else size.recipe.lr)
-    model = trained(name.lower(), build, data, recipe, loss=loss, key=key, device=run.device)
+    model = trained(
+        name.lower(), build, partial(_training_set, size.n_train, cue), recipe, loss=loss, key=key, device=run.device
+    )
     return drop_aux_bn(model) if training == "advprop" else model
+
+
+@lru_cache(maxsize=1)
+def _training_set(n: int, cue: bool) -> tuple[Tensor, Tensor]:
+    """All networks learn from the same canvases, drawn once."""
+    objects = placed_objects(n, seed=0, cue=cue)
+    return objects.images, objects.labels
 
 
 def _accuracies(model: nn.Module, test: PlacedObjects) -> dict[str, Any]:

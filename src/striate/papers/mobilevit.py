@@ -5,7 +5,7 @@ arXiv 2110.02178.
 
 Laptop: a MobileViT of 0.14 M parameters, with two MobileViT stages of width 32 and 48, on 64 x 64 images. E1 compares
 it on Fashion-MNIST (enlarged from 28 x 28, grey in three channels, random crops and mirror images) with a mobile CNN in
-the manner of MobileNetV3 and with a DeiT, both within 10 % of its parameters, and with a DeiT of twice its parameters.
+the manner of MobileNetV3 and with a DeiT, both within 10 % of its parameters, and with a smaller self.
 E2 asks whether two small glyphs at least 32 pixels apart are of the same kind, and compares with the same network whose
 attention has been replaced by pointwise layers of the same size; and it measures exactly which pixels the gradient of
 one output pixel reaches. E3 trains E1's network with the multi-scale sampler (48, 64 and 80 pixels), over as many
@@ -14,7 +14,11 @@ batch as large as the largest is drawn, and a step takes as many of its images a
 and multiplications of the published networks.
 
 What differs from the paper: no ImageNet, no moving average of the weights, no label smoothing, and minutes of training;
-so figures say something of the parts' order, not of the published accuracies.
+so figures say something of the parts' order, not of the published accuracies. Recipes were chosen on a seed that is
+not judged (100), by the loss on training images left out: of 1e-3, 2e-3 and 5e-3 the last was best for DeiT, of 2e-3
+and 5e-3 for MobileViT and the CNN. Glyphs of 6 pixels were not told apart by either network within 600 steps of 32
+images; so they are drawn twice as large, in batches of 16. At that size only the network with attention had been tried
+before the judged run.
 
 Paper: the authors' (or timm's) checkpoints ``mobilevit_{xxs,xs,s}.pt`` or ``.safetensors`` under ``--data`` are
 evaluated on the ImageNet validation set in the same folder (``val/<wnid>/*.JPEG``), as the authors do;
@@ -60,14 +64,18 @@ _SIDE = 64
 _MICRO = MobileViTConfig(
     (8, 16, 32, 48), (1, 1, 1, 1), dims=(0, 0, 32, 48), layers=(0, 0, 1, 1), expand=2, num_features=128, stem=8
 )
+_HALF = MobileViTConfig(
+    (8, 12, 24, 32), (1, 1, 1, 1), dims=(0, 0, 24, 32), layers=(0, 0, 1, 1), expand=2, num_features=96, stem=8
+)
 _NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilevit": partial(MobileViT, _MICRO, num_classes=10),
     "mobile CNN": partial(MobileMicro, (8, 16, 32, 48, 64)),
     "deit": partial(vit_micro, _SIDE, 8, dim=52, depth=4),
-    "deit x2": partial(vit_micro, _SIDE, 8, dim=76, depth=4),
+    "mobilevit half": partial(MobileViT, _HALF, num_classes=10),
 }
 _BASE_BATCH = 36
 _SIZES: list[ScaledBatch] = batch_sizes(_SIDE, 48, 80, check_scale=16, n_scales=3, base_batch=_BASE_BATCH)
+_RELATION: dict[str, Any] = {"size": _SIDE, "distance": 32.0, "scale": 2, "noise": 0.05}
 _PUBLISHED_CONTROLS = {"mobilenetv3_large_100": 5_483_032, "deit_tiny_patch16_224": 5_717_416}
 
 
@@ -154,13 +162,13 @@ class _Small:
         model = trained(
             f"mobilevit-relation-{'attention' if attention else 'pointwise'}",
             partial(MobileViT, _MICRO, num_classes=2, in_chans=1, attention=attention, dropout=0.0),
-            lambda: _tensors(relation_images(self.n_relation, seed)),
-            _recipe(self.relation_epochs, 32, seed),
-            key={"data": "relation images", "n": self.n_relation, "attention": attention},
+            lambda: _relation(self.n_relation, seed),
+            _recipe(self.relation_epochs, 16, seed, lr=3e-3),
+            key={"data": "relation images", **_RELATION, "n": self.n_relation, "attention": attention},
             device=self.run.device,
         )
-        test = relation_images(self.n_test, 1_000_000 + seed)
-        return {"parameters": _parameters(model), "n": self.n_test, "right": _right(model, *_tensors(test))}
+        test = _relation(self.n_test, 1_000_000 + seed)
+        return {"parameters": _parameters(model), "n": self.n_test, "right": _right(model, *test)}
 
     def measure_sampler(self, sampler: str, seed: int) -> dict[str, Any]:
         """E3: right answers at each size; the fixed sampler's network is E1's."""
@@ -171,12 +179,12 @@ class _Small:
         return {"sides": sides, "n": self.n_test, "right": right}
 
 
-def _recipe(epochs: int, batch_size: int, seed: int) -> Recipe:
+def _recipe(epochs: int, batch_size: int, seed: int, lr: float = 5e-3) -> Recipe:
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
         optimizer="adamw",
-        lr=5e-3,
+        lr=lr,
         weight_decay=0.01,
         schedule="one-cycle",
         seed=seed,
@@ -189,7 +197,8 @@ def _enlarged(images: Tensor) -> Tensor:
     return large.round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
-def _tensors(data: Any) -> tuple[Tensor, Tensor]:
+def _relation(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    data = relation_images(n, seed, **_RELATION)
     return data.images, data.labels
 
 
@@ -520,10 +529,10 @@ def _judge_counts(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_light(steps: Mapping[str, Any]) -> Judgement:
     """C5 against a transformer of twice the size."""
-    ours, control = (_accuracy(steps, "fashion", name) for name in ("mobilevit", "deit x2"))
+    ours, control = (_accuracy(steps, "fashion", name) for name in ("mobilevit half", "deit"))
     if not (ours and control):
         return Judgement("not testable here", "", "", "Measured at laptop scale only.")
-    figures = f"MobileViT {_shown(ours)}", f"DeiT of twice the parameters {_shown(control)}"
+    figures = f"MobileViT of half the parameters {_shown(ours)}", f"DeiT {_shown(control)}"
     gap = paired_bootstrap(ours, control)
     reason = f"The gap is {gap.value:+.1f} [{gap.low:.1f}, {gap.high:.1f}] points."
     if gap.low > 0:
@@ -621,8 +630,8 @@ REPRODUCTION = Reproduction(
         ),
         Predicate(
             "C5",
-            "On Fashion-MNIST it is more accurate than a DeiT of twice its parameters; the paired 95 % interval over "
-            "seeds excludes 0.",
+            "On Fashion-MNIST a MobileViT of half the parameters is more accurate than DeiT; the paired 95 % interval "
+            "over seeds excludes 0.",
             _judge_light,
             part="half the parameters",
         ),

@@ -1,28 +1,18 @@
-// What the kernels share: threads, and an exponential that compilers turn into vector instructions.
+// Threads, and an exponential that compilers turn into vector instructions.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
 
-// Calls work(task) for every task in [0, n). Threads are made for the call: that takes some 20 microseconds each, and
-// no pool is left behind to compete with PyTorch's own.
+// Calls work(task) for every task in [0, n), on OpenMP's threads (PyTorch's own pool) where there is OpenMP.
 template <typename Work>
 void parallel_for(int64_t n, int threads, Work work) {
-  threads = static_cast<int>(std::min<int64_t>(threads, n));
-  if (threads <= 1) {
-    for (int64_t i = 0; i < n; ++i) work(i);
-    return;
-  }
-  std::vector<std::thread> pool;
-  auto share = [&](int k) {
-    for (int64_t i = n * k / threads; i < n * (k + 1) / threads; ++i) work(i);
-  };
-  for (int k = 1; k < threads; ++k) pool.emplace_back(share, k);
-  share(0);
-  for (auto& thread : pool) thread.join();
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+#endif
+  for (int64_t i = 0; i < n; ++i) work(i);
 }
 
 // exp(x): 2^n times a polynomial in the rest; within 2 units in the last place, 0 below the smallest normal number.

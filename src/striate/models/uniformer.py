@@ -1,0 +1,444 @@
+"""UniFormer: convolution-like relations in the shallow stages, attention in the deep ones, for images and video.
+
+Li, Wang, Zhang, Gao, Song, Liu, Li, Qiao, "UniFormer: Unifying Convolution and Self-attention for Visual Recognition",
+TPAMI 2023, arXiv 2201.09450; its video networks: ICLR 2022, arXiv 2201.04676. One definition serves both (``ndim``).
+The authors' weights are under Apache-2.0 (MIT for the video repository's older files). Any image size is taken; the
+official code fixes it. L is counted at 19.7 G multiplications, which does not fit the published 12.6 G.
+
+Left out: the later light networks (XXS, XS), which prune tokens on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import DropPath, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from striate.errors import InputError
+from striate.layers.mhra import DynamicPositionEmbedding, GlobalMHRA, LocalMHRA, NDim, batch_norm, conv
+from striate.models.variant import Variant, build
+
+__all__ = [
+    "VARIANTS",
+    "GlobalBlock",
+    "LocalBlock",
+    "SplitBlock",
+    "UniFormer",
+    "checkpoint_filter_fn",
+    "inflate_2d_state_dict",
+    "uniformer3d_base",
+    "uniformer3d_small",
+    "uniformer_base",
+    "uniformer_base_ls",
+    "uniformer_large_ls",
+    "uniformer_micro",
+    "uniformer_small",
+    "uniformer_small_plus",
+    "uniformer_small_plus_dim64",
+]
+
+
+class LocalBlock(nn.Module):
+    """Position embedding, local aggregator, perceptron of 1 x 1 convolutions; batch norms.
+
+    Args:
+        dim: channels; (N, C, [T,] H, W) stays.
+        mlp_ratio: width of the perceptron, in units of ``dim``.
+        drop_path: share of samples whose branches are dropped in training.
+        kernel_size: of the aggregator.
+        ndim: 2 for images, 3 for video.
+    """
+
+    def __init__(
+        self, dim: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, kernel_size: int = 5, ndim: NDim = 2
+    ) -> None:
+        super().__init__()
+        hidden, layer = int(dim * mlp_ratio), conv(ndim)
+        self.pos_embed = DynamicPositionEmbedding(dim, ndim)
+        self.norm1, self.attn = batch_norm(dim, ndim), LocalMHRA(dim, kernel_size, ndim)
+        self.norm2, self.mlp = batch_norm(dim, ndim), _MLP(layer(dim, hidden, 1), layer(hidden, dim, 1))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        x = self.pos_embed(x)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class GlobalBlock(nn.Module):
+    """Position embedding, attention, perceptron; layer norms.
+
+    Args:
+        dim: channels; (N, C, [T,] H, W) stays.
+        num_heads: of the attention.
+        mlp_ratio: width of the perceptron, in units of ``dim``.
+        drop_path: share of samples whose branches are dropped in training.
+        window: of the attention; images only.
+        layer_scale: start of a factor for each channel of both branches; None for none.
+        ndim: 2 for images, 3 for video.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        window: int | None = None,
+        layer_scale: float | None = None,
+        ndim: NDim = 2,
+    ) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.pos_embed = DynamicPositionEmbedding(dim, ndim)
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), GlobalMHRA(dim, num_heads, window)
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), _MLP(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
+        self.drop_path = DropPath(drop_path)
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale is not None:
+            self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        x = self.pos_embed(x).movedim(1, -1)
+        y = self.attn(self.norm1(x))
+        x = x + self.drop_path(y if self.gamma_1 is None else self.gamma_1 * y)
+        y = self.mlp(self.norm2(x))
+        x = x + self.drop_path(y if self.gamma_2 is None else self.gamma_2 * y)
+        return x.movedim(-1, 1)
+
+
+class SplitBlock(nn.Module):
+    """The video block with attention over time first, then over each frame; (N, C, T, H, W) stays.
+
+    The second residual is the block's input, not what attention over time made of it: as in the authors' code. At
+    the start attention over time gives zero.
+
+    Args:
+        dim, num_heads, mlp_ratio, drop_path: as in :class:`GlobalBlock`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.pos_embed = DynamicPositionEmbedding(dim, 3)
+        self.t_norm, self.t_attn = nn.LayerNorm(dim, eps=1e-6), GlobalMHRA(dim, num_heads)
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), GlobalMHRA(dim, num_heads)
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), _MLP(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a video of the same shape."""
+        x = self.pos_embed(x).movedim(1, -1)  # (N, T, H, W, C)
+        frames = x.shape[1]
+        y = x.movedim(1, 3).flatten(0, 2)  # (N H W, T, C)
+        y = y + self.drop_path(self.t_attn(self.t_norm(y)))
+        y = y.unflatten(0, (x.shape[0], *x.shape[2:4])).movedim(3, 1).flatten(0, 1)  # (N T, H, W, C)
+        x = x + self.drop_path(self.attn(self.norm1(y)).unflatten(0, (-1, frames)))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x.movedim(-1, 1)
+
+
+class UniFormer(nn.Module):
+    """The network: four stages, each a patch embedding and blocks, then batch norm, mean and a linear head.
+
+    Args:
+        depths: blocks of each stage.
+        dims: channels of each stage.
+        head_dim: channels of an attention head.
+        mlp_ratio: of every block.
+        conv_stem: overlapping convolutions instead of separate patches.
+        layer_scale: of the attention blocks; None for none.
+        placement: a letter a stage, ``"L"`` for local blocks or ``"G"`` for attention.
+        kernel_size: of the local blocks.
+        window: for dense tasks: attention of the third stage in windows of this side.
+        hybrid: with a window: every fourth block of the third stage sees the whole map.
+        split: for video: attention over time and space apart.
+        ndim: 2 for images (N, C, H, W), 3 for video (N, C, T, H, W), of which the stem halves the time.
+        in_chans: channels of the image.
+        num_classes: outputs; 0 for none.
+        drop_rate: dropout before the head.
+        drop_path_rate: of the last block, rising linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (3, 4, 8, 3),
+        dims: Sequence[int] = (64, 128, 320, 512),
+        head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        conv_stem: bool = False,
+        layer_scale: float | None = None,
+        placement: str = "LLGG",
+        kernel_size: int = 5,
+        window: int | None = None,
+        hybrid: bool = False,
+        split: bool = False,
+        ndim: NDim = 2,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not len(depths) == len(dims) == len(placement) or set(placement) - set("LG"):
+            allowed = f"L or G for each of {len(depths)} stages, as many dims"
+            raise InputError("placement", "UniFormer", allowed=allowed, got=(placement, tuple(dims)))
+        if ndim not in {2, 3} or (ndim == 2 and split) or (ndim == 3 and (window or conv_stem)):
+            allowed = "2, or 3 without window and conv_stem; split goes with 3"
+            raise InputError("ndim", "UniFormer", allowed=allowed, got=ndim)
+        wrong = [dim for dim, letter in zip(dims, placement, strict=True) if letter == "G" and dim % head_dim]
+        if wrong:
+            raise InputError("dims", "UniFormer", allowed=f"multiples of head_dim ({head_dim}) in G stages", got=wrong)
+        self.num_classes, self.num_features, self.grad_checkpointing = num_classes, dims[-1], False
+        self.stages = len(depths)
+        self.feature_info: list[dict[str, Any]] = []
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        channels = in_chans
+        for i, (depth, dim, letter) in enumerate(zip(depths, dims, placement, strict=True)):
+            self.add_module(f"patch_embed{i + 1}", _embed(channels, dim, first=i == 0, conv_stem=conv_stem, ndim=ndim))
+            blocks: list[nn.Module] = []
+            for j in range(depth):
+                rate = next(rates)
+                if letter == "L":
+                    blocks.append(LocalBlock(dim, mlp_ratio, rate, kernel_size, ndim))
+                elif split:
+                    blocks.append(SplitBlock(dim, dim // head_dim, mlp_ratio, rate))
+                else:
+                    here = window if i == 2 and not (hybrid and j % 4 == 3) else None
+                    blocks.append(GlobalBlock(dim, dim // head_dim, mlp_ratio, rate, here, layer_scale, ndim))
+            self.add_module(f"blocks{i + 1}", nn.Sequential(*blocks))
+            self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**i, "module": f"blocks{i + 1}"})
+            channels = dim
+        self.norm = batch_norm(dims[-1], ndim)
+        self.drop = nn.Dropout(drop_rate)
+        self.head: nn.Module = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.apply(_init)
+        for module in self.modules():
+            if isinstance(module, SplitBlock):
+                nn.init.zeros_(module.t_attn.qkv.weight)
+                nn.init.ones_(module.t_attn.proj.weight)  # with zeros on both sides neither would ever move
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's map (N, C, [T / 2,] H / 32, W / 32), normalised."""
+        for i in range(self.stages):
+            x = self.get_submodule(f"patch_embed{i + 1}")(x)
+            for block in self.get_submodule(f"blocks{i + 1}").children():
+                again = self.grad_checkpointing and self.training
+                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
+        x = self.drop(x.flatten(2).mean(dim=2))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the network another head, freshly drawn; 0 classes for none."""
+        self.num_classes = num_classes
+        parameter = next(self.parameters())
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(parameter.device, parameter.dtype)
+        _init(self.head)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training; batch norm's running statistics then move twice a step."""
+        self.grad_checkpointing = enable
+
+
+class _MLP(nn.Module):
+    def __init__(self, fc1: nn.Module, fc2: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = fc1, nn.GELU(), fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class _PatchEmbed(nn.Module):
+    """Separate patches by a strided convolution, then a layer norm over channels; or convolutions and batch norms."""
+
+    def __init__(self, proj: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.proj, self.norm = proj, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return x if self.norm is None else self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, ndim: NDim) -> _PatchEmbed:
+    if conv_stem:
+        half = dim // 2
+        layers: list[nn.Module] = [nn.Conv2d(channels, dim, 3, 2, 1), nn.BatchNorm2d(dim)]
+        if first:
+            layers = [nn.Conv2d(channels, half, 3, 2, 1), nn.BatchNorm2d(half), nn.GELU()]
+            layers += [nn.Conv2d(half, dim, 3, 2, 1), nn.BatchNorm2d(dim)]
+        return _PatchEmbed(nn.Sequential(*layers))
+    side = 4 if first else 2
+    if ndim == 2:
+        return _PatchEmbed(nn.Conv2d(channels, dim, side, side), nn.LayerNorm(dim))
+    time, padding = (3, 1) if first else (1, 0)
+    stride = (2 if first else 1, side, side)
+    return _PatchEmbed(nn.Conv3d(channels, dim, (time, side, side), stride, (padding, 0, 0)), nn.LayerNorm(dim))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+_RENAMED = (
+    (r"^(module\.)+", ""),
+    (r"\.pos_embed\.(weight|bias)$", r".pos_embed.proj.\1"),
+    (r"^(blocks\d\.\d+)\.(conv[12])\.", r"\1.attn.\2."),
+    (r"\.attn\.(weight|bias)$", r".attn.affinity.\1"),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Map an authors' checkpoint to our names.
+
+    Wrapped (``model``, ``model_state``, ``state_dict``) or not; the auxiliary head of token labelling is dropped.
+    """
+    for wrapper in ("model_ema", "model_state", "state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), dict):
+            state_dict = state_dict[wrapper]
+    return {_ours(name): value for name, value in state_dict.items() if not name.startswith("aux_head.")}
+
+
+def _ours(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def inflate_2d_state_dict(state_dict: dict[str, Tensor], model3d: nn.Module, center: bool = False) -> dict[str, Tensor]:
+    """Turn an image network's weights into a video network's: 2-D kernels are repeated over time.
+
+    Args:
+        state_dict: of a :class:`UniFormer` for images with the video network's widths and depths, under our names.
+        model3d: the video network, which gives the shapes; a head of another size keeps the video network's weights.
+        center: put the kernel into the middle frame and zeros around it, instead of dividing it over all frames.
+
+    Raises:
+        InputError: a tensor that fits neither as it is nor inflated.
+    """
+    inflated = {}
+    for name, wanted in model3d.state_dict().items():
+        value = state_dict.get(name)
+        if value is None or (name.startswith("head.") and value.shape != wanted.shape):
+            value = wanted.clone()
+        elif value.dim() == 4 and wanted.dim() == 5:
+            frames = wanted.shape[2]
+            spread = value[:, :, None].repeat(1, 1, frames, 1, 1)
+            if center:
+                spread = spread * (torch.arange(frames) == frames // 2).view(-1, 1, 1).to(spread)
+            value = spread if center else spread / frames
+        if value.shape != wanted.shape:
+            allowed = f"a {name} that fits {tuple(wanted.shape)}"
+            raise InputError("state_dict", "inflate_2d_state_dict", allowed=allowed, got=tuple(value.shape))
+        inflated[name] = value
+    return inflated
+
+
+_PLUS: dict[str, Any] = {"depths": (3, 5, 9, 3), "conv_stem": True}
+_BASE: dict[str, Any] = {"depths": (5, 8, 20, 7)}
+_LARGE: dict[str, Any] = {"depths": (5, 10, 24, 7), "dims": (128, 192, 448, 640), "layer_scale": 1e-6}
+
+
+def _variant(parameters: int, macs: float, top1: float | None, **options: Any) -> Variant:
+    return Variant("uniformer", parameters, macs, top1, "Apache-2.0", crop_pct=0.9, options=options)
+
+
+VARIANTS = {
+    "uniformer_small": _variant(21_545_256, 3.632, 82.9),
+    "uniformer_small_plus": _variant(24_032_552, 4.201, 83.4, head_dim=32, **_PLUS),
+    "uniformer_small_plus_dim64": _variant(24_032_552, 4.201, 83.4, **_PLUS),
+    "uniformer_base": _variant(49_776_552, 8.249, 83.8, **_BASE),
+    "uniformer_base_ls": _variant(49_796_520, 8.249, 83.9, layer_scale=1e-6, **_BASE),
+    "uniformer_large_ls": _variant(99_457_768, 19.683, 85.6, **_LARGE),
+}
+default_cfgs = generate_default_cfgs(
+    {
+        name: variant.config(first_conv=f"patch_embed1.proj{'.0' if 'plus' in name else ''}", classifier="head")
+        for name, variant in VARIANTS.items()
+    }
+)
+
+
+def _build(name: str, pretrained: bool, **options: Any) -> nn.Module:
+    return build(UniFormer, name, VARIANTS[name], checkpoint_filter_fn, pretrained, **options)
+
+
+@register_model
+def uniformer_small(pretrained: bool = False, **options: Any) -> nn.Module:
+    """UniFormer-S: 21.5 M parameters, 3.6 G."""
+    return _build("uniformer_small", pretrained, **options)
+
+
+@register_model
+def uniformer_small_plus(pretrained: bool = False, **options: Any) -> nn.Module:
+    """UniFormer-S+: overlapping convolutions, heads of 32 channels; 24.0 M parameters, 4.2 G."""
+    return _build("uniformer_small_plus", pretrained, **options)
+
+
+@register_model
+def uniformer_small_plus_dim64(pretrained: bool = False, **options: Any) -> nn.Module:
+    """UniFormer-S+ of the re-release, heads of 64 channels: 24.0 M parameters, 4.2 G."""
+    return _build("uniformer_small_plus_dim64", pretrained, **options)
+
+
+@register_model
+def uniformer_base(pretrained: bool = False, **options: Any) -> nn.Module:
+    """UniFormer-B: 49.8 M parameters, 8.2 G."""
+    return _build("uniformer_base", pretrained, **options)
+
+
+@register_model
+def uniformer_base_ls(pretrained: bool = False, **options: Any) -> nn.Module:
+    """UniFormer-B with layer scale: 49.8 M parameters, 8.2 G."""
+    return _build("uniformer_base_ls", pretrained, **options)
+
+
+@register_model
+def uniformer_large_ls(pretrained: bool = False, **options: Any) -> nn.Module:
+    """UniFormer-L with layer scale: 99.5 M parameters, 19.7 G."""
+    return _build("uniformer_large_ls", pretrained, **options)
+
+
+def uniformer3d_small(num_classes: int = 400, **options: Any) -> UniFormer:
+    """Return UniFormer-S for video (N, 3, T, H, W): 21.4 M parameters, 41.7 G for 16 frames of 224 x 224.
+
+    Not in timm's registry, whose networks take images.
+    """
+    return UniFormer(**{"ndim": 3, "num_classes": num_classes, **options})
+
+
+def uniformer3d_base(num_classes: int = 400, **options: Any) -> UniFormer:
+    """Return UniFormer-B for video: 49.8 M parameters."""
+    return UniFormer(**{"ndim": 3, "num_classes": num_classes, **_BASE, **options})
+
+
+def uniformer_micro(in_chans: int = 3, num_classes: int = 10, **options: Any) -> UniFormer:
+    """Return a UniFormer for laptops: depths 1, 1, 2, 1, 16 to 96 channels, heads of 16 channels."""
+    small = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 96), "head_dim": 16}
+    return UniFormer(**{**small, "in_chans": in_chans, "num_classes": num_classes, **options})
