@@ -31,9 +31,6 @@ __all__ = [
     "SplitBlock",
     "UniFormer",
     "checkpoint_filter_fn",
-    "inflate_2d_state_dict",
-    "uniformer3d_base",
-    "uniformer3d_small",
     "uniformer_base",
     "uniformer_base_ls",
     "uniformer_large_ls",
@@ -162,7 +159,8 @@ class UniFormer(nn.Module):
         window: for dense tasks: attention of the third stage in windows of this side.
         hybrid: with a window: every fourth block of the third stage sees the whole map.
         split: for video: attention over time and space apart.
-        ndim: 2 for images (N, C, H, W), 3 for video (N, C, T, H, W), of which the stem halves the time.
+        time_embed: for video: patch embeddings 2 to 4 look at three frames instead of one.
+        ndim: 2 for images (N, C, H, W), 3 for video (N, C, T, H, W), whose stem keeps (T + 1) // 2 frames.
         in_chans: channels of the image.
         num_classes: outputs; 0 for none.
         drop_rate: dropout before the head.
@@ -182,6 +180,7 @@ class UniFormer(nn.Module):
         window: int | None = None,
         hybrid: bool = False,
         split: bool = False,
+        time_embed: bool = False,
         ndim: NDim = 2,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -192,8 +191,8 @@ class UniFormer(nn.Module):
         if not len(depths) == len(dims) == len(placement) or set(placement) - set("LG"):
             allowed = f"L or G for each of {len(depths)} stages, as many dims"
             raise InputError("placement", "UniFormer", allowed=allowed, got=(placement, tuple(dims)))
-        if ndim not in {2, 3} or (ndim == 2 and split) or (ndim == 3 and (window or conv_stem)):
-            allowed = "2, or 3 without window and conv_stem; split goes with 3"
+        if ndim not in {2, 3} or (ndim == 2 and (split or time_embed)) or (ndim == 3 and (window or conv_stem)):
+            allowed = "2, or 3 without window and conv_stem; split and time_embed go with 3"
             raise InputError("ndim", "UniFormer", allowed=allowed, got=ndim)
         wrong = [dim for dim, letter in zip(dims, placement, strict=True) if letter == "G" and dim % head_dim]
         if wrong:
@@ -204,7 +203,8 @@ class UniFormer(nn.Module):
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         channels = in_chans
         for i, (depth, dim, letter) in enumerate(zip(depths, dims, placement, strict=True)):
-            self.add_module(f"patch_embed{i + 1}", _embed(channels, dim, first=i == 0, conv_stem=conv_stem, ndim=ndim))
+            embed = _embed(channels, dim, first=i == 0, conv_stem=conv_stem, time=time_embed, ndim=ndim)
+            self.add_module(f"patch_embed{i + 1}", embed)
             blocks: list[nn.Module] = []
             for j in range(depth):
                 rate = next(rates)
@@ -283,7 +283,7 @@ class _PatchEmbed(nn.Module):
         return x if self.norm is None else self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, ndim: NDim) -> _PatchEmbed:
+def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, time: bool, ndim: NDim) -> _PatchEmbed:
     if conv_stem:
         half = dim // 2
         layers: list[nn.Module] = [nn.Conv2d(channels, dim, 3, 2, 1), nn.BatchNorm2d(dim)]
@@ -294,9 +294,9 @@ def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, ndim: NDim)
     side = 4 if first else 2
     if ndim == 2:
         return _PatchEmbed(nn.Conv2d(channels, dim, side, side), nn.LayerNorm(dim))
-    time, padding = (3, 1) if first else (1, 0)
+    frames, padding = (3, 1) if first or time else (1, 0)
     stride = (2 if first else 1, side, side)
-    return _PatchEmbed(nn.Conv3d(channels, dim, (time, side, side), stride, (padding, 0, 0)), nn.LayerNorm(dim))
+    return _PatchEmbed(nn.Conv3d(channels, dim, (frames, side, side), stride, (padding, 0, 0)), nn.LayerNorm(dim))
 
 
 def _init(module: nn.Module) -> None:
@@ -329,35 +329,6 @@ def _ours(name: str) -> str:
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def inflate_2d_state_dict(state_dict: dict[str, Tensor], model3d: nn.Module, center: bool = False) -> dict[str, Tensor]:
-    """Turn an image network's weights into a video network's: 2-D kernels are repeated over time.
-
-    Args:
-        state_dict: of a :class:`UniFormer` for images with the video network's widths and depths, under our names.
-        model3d: the video network, which gives the shapes; a head of another size keeps the video network's weights.
-        center: put the kernel into the middle frame and zeros around it, instead of dividing it over all frames.
-
-    Raises:
-        InputError: a tensor that fits neither as it is nor inflated.
-    """
-    inflated = {}
-    for name, wanted in model3d.state_dict().items():
-        value = state_dict.get(name)
-        if value is None or (name.startswith("head.") and value.shape != wanted.shape):
-            value = wanted.clone()
-        elif value.dim() == 4 and wanted.dim() == 5:
-            frames = wanted.shape[2]
-            spread = value[:, :, None].repeat(1, 1, frames, 1, 1)
-            if center:
-                spread = spread * (torch.arange(frames) == frames // 2).view(-1, 1, 1).to(spread)
-            value = spread if center else spread / frames
-        if value.shape != wanted.shape:
-            allowed = f"a {name} that fits {tuple(wanted.shape)}"
-            raise InputError("state_dict", "inflate_2d_state_dict", allowed=allowed, got=tuple(value.shape))
-        inflated[name] = value
-    return inflated
 
 
 _PLUS: dict[str, Any] = {"depths": (3, 5, 9, 3), "conv_stem": True}
@@ -423,19 +394,6 @@ def uniformer_base_ls(pretrained: bool = False, **options: Any) -> nn.Module:
 def uniformer_large_ls(pretrained: bool = False, **options: Any) -> nn.Module:
     """UniFormer-L with layer scale: 99.5 M parameters, 19.7 G."""
     return _build("uniformer_large_ls", pretrained, **options)
-
-
-def uniformer3d_small(num_classes: int = 400, **options: Any) -> UniFormer:
-    """Return UniFormer-S for video (N, 3, T, H, W): 21.4 M parameters, 41.7 G for 16 frames of 224 x 224.
-
-    Not in timm's registry, whose networks take images.
-    """
-    return UniFormer(**{"ndim": 3, "num_classes": num_classes, **options})
-
-
-def uniformer3d_base(num_classes: int = 400, **options: Any) -> UniFormer:
-    """Return UniFormer-B for video: 49.8 M parameters."""
-    return UniFormer(**{"ndim": 3, "num_classes": num_classes, **_BASE, **options})
 
 
 def uniformer_micro(in_chans: int = 3, num_classes: int = 10, **options: Any) -> UniFormer:

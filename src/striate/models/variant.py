@@ -15,6 +15,7 @@ FAMILIES: tuple[str, ...] = (
     "vmamba",
     "efficient_vmamba",
     "mobilevit",
+    "uniformer",
 )
 """Modules of this package that register networks; each has a ``VARIANTS``."""
 
