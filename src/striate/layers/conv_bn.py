@@ -19,6 +19,9 @@ class ConvBN(nn.Sequential):
         bn_weight: what the batch norm's weight starts at; 0 makes a residual branch start at nothing.
     """
 
+    c: nn.Conv2d
+    bn: nn.BatchNorm2d
+
     def __init__(
         self,
         in_channels: int,
@@ -40,6 +43,9 @@ class ConvBN(nn.Sequential):
 class BNLinear(nn.Sequential):
     """Batch norm, then a linear layer; (N, in_features) -> (N, out_features)."""
 
+    bn: nn.BatchNorm1d
+    l: nn.Linear  # noqa: E741 (the checkpoints' name)
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(OrderedDict(bn=nn.BatchNorm1d(in_features), l=nn.Linear(in_features, out_features)))
         nn.init.trunc_normal_(self.l.weight, std=0.02)
@@ -48,10 +54,13 @@ class BNLinear(nn.Sequential):
     @torch.no_grad()
     def fuse(self) -> nn.Linear:
         """Return one linear layer that does the same in eval mode."""
-        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()
+        mean, variance = self.bn.running_mean, self.bn.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = self.bn.weight / (variance + self.bn.eps).sqrt()
         fused = nn.Linear(self.l.in_features, self.l.out_features).to(self.l.weight)
         fused.weight.copy_(self.l.weight * scale)
-        fused.bias.copy_(self.l.bias + self.l.weight @ (self.bn.bias - self.bn.running_mean * scale))
+        fused.bias.copy_(self.l.bias + self.l.weight @ (self.bn.bias - mean * scale))
         return fused
 
 

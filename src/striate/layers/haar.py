@@ -54,11 +54,8 @@ def haar_idwt2d(bands: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     if bands.dim() != 5 or bands.shape[2] != 4:
         raise InputError("bands", "haar_idwt2d", allowed="(N, C, 4, h, w)", got=tuple(bands.shape))
     low, rows, columns, diagonal = (0.5 * bands).unbind(2)
-    sums, differences = (
-        torch.stack([low + rows, low - rows], -2),
-        torch.stack([columns + diagonal, columns - diagonal], -2),
-    )
-    sums, differences = sums.flatten(-3, -2), differences.flatten(-3, -2)  # (N, C, 2 h, w)
+    sums = torch.stack([low + rows, low - rows], dim=-2).flatten(-3, -2)  # (N, C, 2 h, w)
+    differences = torch.stack([columns + diagonal, columns - diagonal], dim=-2).flatten(-3, -2)
     x = torch.stack([sums + differences, sums - differences], dim=-1).flatten(-2)
     return x if size is None else x[..., : size[0], : size[1]]
 

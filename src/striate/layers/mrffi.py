@@ -42,6 +42,11 @@ def split_channels(dim: int, global_ratio: float, local_ratio: float) -> tuple[i
 class LocalConv(nn.Sequential):
     """A depthwise convolution, batch norm, ReLU, one weight a channel, batch norm; (N, dim, H, W) stays."""
 
+    dwconv3x3: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    dwconv1x1: nn.Conv2d
+    bn2: nn.BatchNorm2d
+
     def __init__(self, dim: int, kernel_size: int) -> None:
         depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
         pointwise = nn.Conv2d(dim, dim, 1, groups=dim, bias=False)

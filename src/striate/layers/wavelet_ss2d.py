@@ -29,6 +29,9 @@ class BidirectionalSS2D(SS2D):
         d_state: states a channel.
     """
 
+    in_proj: ConvBN  # type: ignore[assignment]
+    out_proj: ConvBN  # type: ignore[assignment]
+
     def __init__(self, dim: int, ssm_ratio: float = 2.0, d_state: int = 1) -> None:
         super().__init__(dim, d_state, ssm_ratio, conv_bias=True, gate=True, ssm_init="v2", n_routes=2)
         self.in_proj, self.out_proj = ConvBN(dim, 2 * self.d_inner), ConvBN(self.d_inner, dim)
@@ -110,13 +113,12 @@ class WaveletSS2D(nn.Module):
             bands = haar_dwt2d(x)
             mixed.append(scale(conv(bands.flatten(1, 2))).unflatten(1, (-1, 4)))
             x = bands[:, :, 0]
-        deeper: Tensor | None = None
-        for bands, size in zip(reversed(mixed), reversed(sizes), strict=True):
-            if deeper is not None:
-                bands = torch.cat([bands[:, :, :1] + deeper[:, :, None], bands[:, :, 1:]], dim=2)
-            deeper = haar_idwt2d(bands, size)
-        assert deeper is not None
-        return deeper
+        added = haar_idwt2d(mixed.pop(), sizes.pop())
+        while mixed:
+            bands = mixed.pop()
+            bands = torch.cat([bands[:, :, :1] + added[:, :, None], bands[:, :, 1:]], dim=2)
+            added = haar_idwt2d(bands, sizes.pop())
+        return added
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]

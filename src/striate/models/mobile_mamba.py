@@ -12,6 +12,7 @@ import copy
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -117,6 +118,12 @@ class MobileMamba(nn.Module):
             (logits, logits of the second head); else their mean.
     """
 
+    blocks1: nn.Sequential
+    blocks2: nn.Sequential
+    blocks3: nn.Sequential
+    head: nn.Module
+    head_dist: nn.Module
+
     def __init__(
         self,
         dims: Sequence[int] = (192, 384, 448),
@@ -144,7 +151,7 @@ class MobileMamba(nn.Module):
         self.grad_checkpointing = False
         widths = [in_chans, dims[0] // 8, dims[0] // 4, dims[0] // 2, dims[0]]
         stem: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             stem += [ConvBN(before, after, 3, 2), nn.ReLU()]
         self.patch_embed = nn.Sequential(*stem[:-1])
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
@@ -153,7 +160,11 @@ class MobileMamba(nn.Module):
             blocks: list[nn.Module] = []
             if i:
                 blocks += [_sandwich(dims[i - 1]), Downsample(dims[i - 1], dim), _sandwich(dim)]
-            mixer = {"global_ratio": global_ratio[i], "local_ratio": local_ratio[i], "kernel_size": kernels[i]}
+            mixer: dict[str, Any] = {
+                "global_ratio": global_ratio[i],
+                "local_ratio": local_ratio[i],
+                "kernel_size": kernels[i],
+            }
             for _ in range(depth):
                 blocks.append(
                     MobileMambaBlock(dim, rates.pop(0), **mixer, ssm_ratio=ssm_ratio, levels=levels, scan=scan)
