@@ -60,11 +60,11 @@ def clip() -> Tensor:
 def authors(model: nn.Module) -> dict[str, Tensor]:
     """A checkpoint as the authors would store this network, filled by name."""
     filled = {}
-    for name, value in model.state_dict().items():
+    for name, own in model.state_dict().items():
         key = name.replace("pos_embed.proj.", "pos_embed.").replace("attn.affinity.", "attn.")
-        key = key.replace("attn.conv", "conv")
-        if value.is_floating_point():
-            value = torch.randn(value.shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode()))) * 0.1
+        key, value = key.replace("attn.conv", "conv"), own
+        if own.is_floating_point():
+            value = torch.randn(own.shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode()))) * 0.1
             if key.endswith("running_var"):
                 value = value.abs() + 0.5
             elif key.endswith("weight") and ("norm" in key or value.dim() == 1):

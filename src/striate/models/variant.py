@@ -16,6 +16,7 @@ FAMILIES: tuple[str, ...] = (
     "efficient_vmamba",
     "mobilevit",
     "uniformer",
+    "mobile_mamba",
 )
 """Modules of this package that register networks; each has a ``VARIANTS``."""
 
