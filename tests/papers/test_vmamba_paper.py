@@ -88,6 +88,12 @@ def test_a_control_that_reaches_everything_decides_nothing(steps):
     assert verdicts(steps)["C2 reach"] == "inconclusive"
 
 
+def test_a_clock_that_does_not_see_attention_grow_decides_nothing(steps):
+    for row in steps["complexity"]["rows"]:
+        row["seconds"] = {"scan": 1.0, "attention": 1.0}
+    assert verdicts(steps)["C2 cost"] == "inconclusive"
+
+
 def test_published_weights_are_held_to_the_published_figures(steps):
     for name, top1 in (("tiny", 82.6), ("small", 83.6), ("base", 83.9)):
         steps[f"imagenet/vmamba_{name}"] = {"correct": round(500 * top1), "n": 50_000}
