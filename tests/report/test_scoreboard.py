@@ -74,6 +74,9 @@ def test_the_command(evidence: Path) -> None:
     assert done.exit_code == 0
     assert "1 reproduced, 1 not reproduced" in done.stdout
     assert (evidence / "scoreboard.html").is_file()
+    done = CliRunner().invoke(app, ["scoreboard", str(evidence), "--markdown"])
+    assert done.stdout.count("\n| ") == 2
+    assert done.stdout.index("| das | C1") < done.stdout.index("| vmamba | C1")
 
 
 def test_no_evidence(tmp_path: Path) -> None:
