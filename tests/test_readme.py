@@ -9,14 +9,25 @@ import pytest
 from typer.main import get_command
 
 from striate.cli import app
+from striate.data import small
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["explain", "attack", "reproduce"])
+@pytest.mark.parametrize("code", BLOCKS, ids=["explain", "attack", "reproduce", "train", "backbone"])
 def test_the_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each works on the embedded ImageNet network; the last is a whole smoke reproduction, some ten seconds."""
+    """As they stand, but for the size of the training set; a whole smoke reproduction among them takes ten seconds."""
+    whole = small.default_set
+    few = {True: 256, False: 64}
+
+    def part(train: bool) -> small.LabelledImages:
+        data = whole(train)
+        n = few[train]
+        return small.LabelledImages(data.images[:n], data.labels[:n], data.class_names, data.origin)
+
+    if "fit(" in code:
+        monkeypatch.setattr(small, "default_set", part)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
