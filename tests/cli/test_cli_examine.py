@@ -112,3 +112,17 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(words: list[str], part: str
     assert done.exit_code == 2, done.output
     assert part in done.output
     assert "Traceback" not in done.output
+
+
+def test_models_lists_those_of_published_papers() -> None:
+    shown = run("models").output
+    families = (
+        "vanilla_vmamba_small",
+        "efficient_vmamba_t",
+        "mobile_mamba_b4",
+        "striate_mobilevit_xxs",
+        "uniformer_base",
+    )
+    assert all(name in shown for name in families)
+    assert "50.1 M" in shown
+    assert "vmamba_tiny" in run("models", "vmamba").output

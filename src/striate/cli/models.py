@@ -59,16 +59,17 @@ def models(
 
 def _published(console: Console, latency: bool) -> None:
     """Print the networks of published papers that Striate registers with timm, a family a section."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from striate.models.variant import variants
 
-    table = Table(
-        "name", title="Networks of published papers, registered with timm; random weights", title_justify="left"
-    )
-    for head in ("parameters", "MACs", "input", "ImageNet top-1, published", *(["here"] if latency else [])):
-        table.add_column(head, justify="right")
-    table.add_column("licence of the authors' weights")
+    title = "Networks of published papers, in timm's registry with random weights; published ImageNet top-1"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    for head in ("params", "MACs", "input", "top-1", *(["here"] if latency else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("weights' licence")
     paper = None
     for name, variant in variants().items():
         if paper not in {None, variant.paper}:

@@ -251,7 +251,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def _variant(parameters: int, macs: float, top1: float, side: int, **options: Any) -> Variant:
-    return Variant("mobile-mamba", parameters, macs, top1, "mit", (3, side, side), options=options)
+    return Variant("mobile-mamba", parameters, macs, top1, "MIT", (3, side, side), options=options)
 
 
 _B: dict[str, Any] = {"dims": (200, 376, 448), "depths": (2, 3, 2), "drop_path_rate": 0.03}
