@@ -216,7 +216,7 @@ class UniFormer(nn.Module):
                     here = window if i == 2 and not (hybrid and j % 4 == 3) else None
                     blocks.append(GlobalBlock(dim, dim // head_dim, mlp_ratio, rate, here, layer_scale, ndim))
             self.add_module(f"blocks{i + 1}", nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**i, "module": f"blocks{i + 1}"})
+            self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**i, "module": f"blocks{i + 1}.{depth - 1}"})
             channels = dim
         self.norm = batch_norm(dims[-1], ndim)
         self.drop = nn.Dropout(drop_rate)
