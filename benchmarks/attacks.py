@@ -61,8 +61,8 @@ def main() -> None:
 
 
 def difference(ours: Tensor, peer: Tensor) -> float:
-    """Largest difference of two attacked batches, in pixels of [0, 1]."""
-    return float((ours - peer).abs().max())
+    """Share of pixel values that differ: where a gradient is all but zero, another memory layout may turn its sign."""
+    return float(((ours - peer).abs() > 1e-6).double().mean())
 
 
 if __name__ == "__main__":
