@@ -1,9 +1,11 @@
 """The selective scan against the ways that run on a CPU elsewhere: the same numbers first, then the time.
 
 Peers: the loop over time that mamba-ssm gives as its reference (mamba-ssm itself cannot be imported without CUDA, so
-the loop is written here after the same formulation); mambapy's parallel scan, the fastest in plain PyTorch; and
-transformers' Mamba layer, whose slow path is what runs without CUDA. "Bytes" is a copy of as many bytes as the scan has
-to read and write at least once: u, delta, y, B, C forward; those inputs, dy and all five gradients backward.
+the loop is written here after the same formulation, and kinder: the steps are taken apart once, where the reference
+indexes at each, so that autograd fills a whole tensor with zeros a step); mambapy's parallel scan, the fastest in plain
+PyTorch; and transformers' Mamba layer, whose slow path is what runs without CUDA. "Bytes" is a copy of as many bytes as
+the scan has to read and write at least once: u, delta, y, B, C forward; those inputs, dy and all five gradients
+backward.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ def coefficients(p: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def loop(p: list[Tensor]) -> Tensor:
     decay, drive, C = coefficients(p)
     h, ys = torch.zeros_like(drive[:, :, 0]), []
-    for t in range(drive.shape[2]):
-        h = decay[:, :, t] * h + drive[:, :, t]
-        ys.append((h * C[:, :, t]).sum(dim=-1))
+    for keep, add, read in zip(decay.unbind(2), drive.unbind(2), C.unbind(2), strict=True):
+        h = keep * h + add
+        ys.append((h * read).sum(dim=-1))
     return torch.stack(ys, dim=2) + p[5][:, None] * p[0]
 
 
