@@ -515,5 +515,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
-    minutes={"smoke": 0.2, "laptop": 5, "paper": 30},
+    minutes={"smoke": 0.2, "laptop": 9, "paper": 30},
 )
