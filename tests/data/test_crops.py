@@ -1,11 +1,11 @@
-"""The crop stays inside the image, takes at least the asked share, and mirrors half of the images."""
+"""Crops stay inside, have the size that was asked for, and half of the images are mirrored."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from striate.data.crops import RandomResizedCrop
+from striate.data.crops import PaddedCrop, RandomResizedCrop
 from striate.errors import InputError
 
 
@@ -37,3 +37,27 @@ def test_nothing_to_do_gives_the_image_itself() -> None:
 def test_impossible_options_are_refused() -> None:
     with pytest.raises(InputError, match="least"):
         RandomResizedCrop(least=0.0)
+
+
+def test_a_shift_is_a_shift_with_black_coming_in() -> None:
+    x = torch.arange(1.0, 7 * 5 * 2 + 1).view(1, 2, 5, 7).expand(400, 2, 5, 7)
+    out = PaddedCrop(2, flip=0.5)(x, torch.Generator().manual_seed(0))
+    assert out.shape == x.shape
+    padded = torch.nn.functional.pad(x[:1], [2] * 4)
+    places = {}
+    for top in range(5):
+        for left in range(5):
+            crop = padded[0, :, top : top + 5, left : left + 7]
+            places[tuple(crop.flatten().tolist())] = (top, left, False)
+            places[tuple(crop.flip(2).flatten().tolist())] = (top, left, True)
+    found = [places[tuple(image.flatten().tolist())] for image in out]
+    assert len({place[:2] for place in found}) == 25
+    assert 0.4 < sum(place[2] for place in found) / 400 < 0.6
+
+
+def test_no_padding_and_no_flip_change_nothing() -> None:
+    x = torch.rand(3, 1, 5, 4)
+    assert torch.equal(PaddedCrop(0, 0.0)(x, torch.Generator()), x)
+    assert torch.equal(PaddedCrop(0, 1.0)(x, torch.Generator()), x.flip(3))
+    with pytest.raises(InputError, match="padding"):
+        PaddedCrop(-1)

@@ -1,4 +1,4 @@
-"""The basic augmentation of ImageNet training, on batches: a random crop, resized, and a mirror image of half."""
+"""The basic augmentations of training, on batches: ImageNet's random crop, resized; CIFAR's shift; mirror images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,39 @@ from torch import Tensor
 
 from striate.errors import InputError
 
-__all__ = ["RandomResizedCrop"]
+__all__ = ["PaddedCrop", "RandomResizedCrop"]
+
+
+@dataclass(frozen=True)
+class PaddedCrop:
+    """Shift each image of a batch by itself, black coming in, and mirror some of them: He et al. (2015) on CIFAR.
+
+    The image is padded with zeros on every side, and a place of the old size is cut out of it.
+
+    Attributes:
+        padding: pixels, >= 0; each of the (2 padding + 1)² places is as likely.
+        flip: share of mirrored images.
+    """
+
+    padding: int = 4
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.padding < 0 or not 0 <= self.flip <= 1:
+            raise InputError("padding", "PaddedCrop", allowed=">= 0, flip in [0, 1]", got=self)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (N, C, H, W) for floating-point images (N, C, H, W); an augmentation of the training loop."""
+        n, _, height, width = images.shape
+        device = images.device
+        top, left = torch.randint(2 * self.padding + 1, (2, n, 1), generator=generator, device=device)
+        rows = top + torch.arange(height, device=device)
+        columns = left + torch.arange(width, device=device)
+        mirrored = torch.rand(n, 1, generator=generator, device=device) < self.flip
+        columns = torch.where(mirrored, columns.flip(1), columns)
+        padded = F.pad(images, [self.padding] * 4)
+        which = torch.arange(n, device=device)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,12 @@ class Recipe:
         lr: the highest learning rate.
         weight_decay: on every trainable parameter.
         momentum: of sgd.
-        schedule: over steps: ``"constant"``; ``"cosine"`` to 0; ``"one-cycle"``: cosine from lr / 25 up to lr in
-            the first 30 % of the steps, then down to lr / 250,000 (PyTorch's OneCycleLR without its momentum cycle).
-        warmup_epochs: linear rise from 0 before a constant or cosine schedule.
+        nesterov: sgd looks ahead along its momentum.
+        schedule: over steps: ``"constant"``; ``"cosine"`` to 0; ``"step"``: a tenth from each of ``milestones`` on;
+            ``"one-cycle"``: cosine from lr / 25 up to lr in the first 30 % of the steps, then down to lr / 250,000
+            (PyTorch's OneCycleLR without its momentum cycle).
+        milestones: of the step schedule, in epochs; rounded to the nearest step.
+        warmup_epochs: linear rise from 0 before a constant, cosine or step schedule.
         seed: of order, augmentation, loss noise and dropout; :func:`trained` builds the model under it too.
         clip: largest norm of the whole gradient, or None.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast with float32 weights.
@@ -66,7 +69,9 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.0
-    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] = "constant"
+    milestones: tuple[float, ...] = ()
     warmup_epochs: float = 0.0
     seed: int = 0
     clip: float | None = None
@@ -75,7 +80,7 @@ class Recipe:
     def __post_init__(self) -> None:
         choices = {
             "optimizer": ("adam", "adamw", "sgd"),
-            "schedule": ("constant", "cosine", "one-cycle"),
+            "schedule": ("constant", "cosine", "step", "one-cycle"),
             "precision": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
@@ -98,6 +103,13 @@ class Recipe:
             raise InputError("warmup_epochs", "Recipe", allowed="0 with one-cycle, which rises by itself", got="> 0")
         if self.momentum and self.optimizer != "sgd":
             raise InputError("momentum", "Recipe", allowed=f"0 with {self.optimizer}", got=self.momentum)
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov", "Recipe", allowed="False without momentum", got=True)
+        if bool(self.milestones) != (self.schedule == "step"):
+            words = f"{'given' if self.schedule == 'step' else 'left out'} with {self.schedule}"
+            raise InputError("milestones", "Recipe", allowed=words, got=self.milestones)
+        if not all(0 < epoch <= self.epochs for epoch in self.milestones):
+            raise InputError("milestones", "Recipe", allowed=f"in (0, {self.epochs}] epochs", got=self.milestones)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of step ``step``, counted from 0.
@@ -114,6 +126,8 @@ class Recipe:
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
             return self.lr * (step + 1) / math.ceil(warmup)
+        if self.schedule == "step":
+            return self.lr * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in self.milestones)
         if self.schedule == "cosine":
             return _cosine(self.lr, 0.0, (step - warmup) / max(1.0, total - warmup))
         return self.lr
@@ -369,7 +383,7 @@ def _check_finite(value: float, step: int, recipe: Recipe) -> None:
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **common)
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=recipe.nesterov, **common)
     return (torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW)(parameters, **common)
 
 

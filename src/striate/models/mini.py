@@ -16,13 +16,13 @@ __all__ = ["DenseNetMini", "InceptionMini", "ResNetMini", "densenet_mini", "ince
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; a 1 x 1 convolution where shape changes."""
+    """Two k x k convolutions (3 x 3 unless told) beside a shortcut; a 1 x 1 convolution where shape changes."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, kernel_size: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size, 1, kernel_size // 2, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
