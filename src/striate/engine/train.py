@@ -27,13 +27,16 @@ from striate.engine.record import environment, fingerprint
 from striate.engine.state import device_of, seeded
 from striate.errors import InputError, RunError
 
-__all__ = ["Augment", "Loss", "Recipe", "cross_entropy", "fit", "trained"]
+__all__ = ["AfterEpoch", "Augment", "Loss", "Recipe", "cross_entropy", "fit", "trained"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 """``loss(model, images, labels, generator)``: the mean over the batch, a scalar."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """``augment(images, generator)``: images of the same shape, float."""
+
+AfterEpoch = Callable[[nn.Module, list[dict[str, Any]]], bool]
+"""``after_epoch(model, records)``: may add to the last record, JSON-able; True ends the training."""
 
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints; it changes nothing but how much a kill costs."""
@@ -55,8 +58,10 @@ class Recipe:
         nesterov: sgd looks ahead along its momentum.
         schedule: over steps: ``"constant"``; ``"cosine"`` to 0; ``"step"``: a tenth from each of ``milestones`` on;
             ``"one-cycle"``: cosine from lr / 25 up to lr in the first 30 % of the steps, then down to lr / 250,000
-            (PyTorch's OneCycleLR without its momentum cycle).
+            (PyTorch's OneCycleLR without its momentum cycle); ``"inverse"``: lr / (1 + decay n) after n finished
+            epochs.
         milestones: of the step schedule, in epochs; rounded to the nearest step.
+        decay: of the inverse schedule.
         warmup_epochs: linear rise from 0 before a constant, cosine or step schedule.
         seed: of order, augmentation, loss noise and dropout; :func:`trained` builds the model under it too.
         clip: largest norm of the whole gradient, or None.
@@ -70,8 +75,9 @@ class Recipe:
     weight_decay: float = 0.0
     momentum: float = 0.0
     nesterov: bool = False
-    schedule: Literal["constant", "cosine", "step", "one-cycle"] = "constant"
+    schedule: Literal["constant", "cosine", "step", "one-cycle", "inverse"] = "constant"
     milestones: tuple[float, ...] = ()
+    decay: float = 0.0
     warmup_epochs: float = 0.0
     seed: int = 0
     clip: float | None = None
@@ -80,7 +86,7 @@ class Recipe:
     def __post_init__(self) -> None:
         choices = {
             "optimizer": ("adam", "adamw", "sgd"),
-            "schedule": ("constant", "cosine", "step", "one-cycle"),
+            "schedule": ("constant", "cosine", "step", "one-cycle", "inverse"),
             "precision": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
@@ -94,13 +100,16 @@ class Recipe:
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "seed": (self.seed >= 0, ">= 0"),
             "clip": (self.clip is None or self.clip > 0, "> 0 or None"),
+            "decay": (self.decay >= 0, ">= 0"),
             "warmup_epochs": (0 <= self.warmup_epochs <= self.epochs, f"from 0 to epochs ({self.epochs})"),
         }
         for name, (held, words) in limits.items():
             if not held:
                 raise InputError(name, "Recipe", allowed=words, got=getattr(self, name))
-        if self.warmup_epochs and self.schedule == "one-cycle":
-            raise InputError("warmup_epochs", "Recipe", allowed="0 with one-cycle, which rises by itself", got="> 0")
+        if self.warmup_epochs and self.schedule in {"one-cycle", "inverse"}:
+            raise InputError("warmup_epochs", "Recipe", allowed=f"0 with schedule '{self.schedule}'", got="> 0")
+        if self.decay and self.schedule != "inverse":
+            raise InputError("decay", "Recipe", allowed=f"0 with schedule '{self.schedule}'", got=self.decay)
         if self.momentum and self.optimizer != "sgd":
             raise InputError("momentum", "Recipe", allowed=f"0 with {self.optimizer}", got=self.momentum)
         if self.nesterov and not self.momentum:
@@ -118,6 +127,8 @@ class Recipe:
         0.05
         """
         total = self.epochs * steps_per_epoch
+        if self.schedule == "inverse":
+            return self.lr / (1 + self.decay * (step // steps_per_epoch))
         if self.schedule == "one-cycle":
             low, peak = self.lr / 25, 0.3 * total - 1
             if step <= peak:
@@ -146,6 +157,7 @@ def fit(
     *,
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
+    after_epoch: AfterEpoch | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | None = False,
 ) -> list[dict[str, Any]]:
@@ -157,17 +169,21 @@ def fit(
 
     Args:
         model: trained where its parameters are (under torchrun: on the process's device). Frozen parameters stay.
-        images: (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or floating point.
+        images: (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or floating point; or (N, L) int64, numbers that
+            stand for something, handed on as they are.
         labels: (N,) classes, or whatever the loss takes, one row an image.
         recipe: how.
         loss: see :data:`Loss`; called in train mode, its generator is on the images' device.
         augment: see :data:`Augment`; applied to the whole batch in float, its generator is on the images' device.
+        after_epoch: see :data:`AfterEpoch`; the model is in train mode. A run that continues from a checkpoint hands
+            it the earlier records, so what it needs of the past should stand there.
         checkpoint: folder for a checkpoint every few seconds (``state.safetensors``), ``metrics.jsonl`` and the
             final ``model.safetensors``; a run that finds its own checkpoint continues, a finished one is read back.
         progress: True shows a bar, None where stderr is a terminal.
 
     Returns:
-        One record an epoch: ``epoch`` (from 1), ``step``, ``loss`` (mean over the epoch), ``lr`` (of its last step).
+        One record an epoch: ``epoch`` (from 1), ``step``, ``loss`` (mean over the epoch), ``lr`` (of its last step);
+        ``stopped`` in the last one where ``after_epoch`` ended the training.
 
     Raises:
         InputError: sizes do not match, or nothing is trainable.
@@ -196,7 +212,7 @@ def fit(
         shared_batch_norm(model),
         progress_bar(total, "training", done=step, show=progress and job.is_main_process) as advance,
     ):
-        while step < total:
+        while step < total and not (records and records[-1].get("stopped")):
             lr = recipe.lr_at(step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -213,6 +229,8 @@ def fit(
                 _check_finite(mean, step, recipe)
                 records.append({"epoch": step // per_epoch, "step": step, "loss": mean, "lr": lr})
                 running.zero_()
+                if after_epoch is not None and after_epoch(model, records):
+                    records[-1]["stopped"] = True
             advance(1, f"loss {records[-1]['loss']:.4f}" if records else "")
             if book is not None and step < total and time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 _check_finite(float(running), step, recipe)
@@ -361,9 +379,12 @@ def _training(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
 
 
 def _check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, n_processes: int) -> None:
-    if images.dim() < 2 or images.shape[0] == 0 or not (images.is_floating_point() or images.dtype == torch.uint8):
+    numbers = images.dtype == torch.int64 and images.dim() == 2
+    known = images.is_floating_point() or images.dtype == torch.uint8 or numbers
+    if images.dim() < 2 or images.shape[0] == 0 or not known:
         got = f"{images.dtype} {tuple(images.shape)}"
-        raise InputError("images", "fit", allowed="uint8 or floating point (N, C, H, W) with N > 0", got=got)
+        allowed = "uint8 or floating point (N, C, H, W), or int64 (N, L), with N > 0"
+        raise InputError("images", "fit", allowed=allowed, got=got)
     if labels.shape[:1] != images.shape[:1]:
         raise InputError("labels", "fit", allowed=f"one for each of {len(images)} images", got=tuple(labels.shape))
     if not any(parameter.requires_grad for parameter in model.parameters()):
