@@ -211,12 +211,12 @@ def _deepest(group: str) -> tuple[int, int]:
     return (866, 16) if group == "cifar10" else (26, 8)
 
 
-def _accuracies(steps: Mapping[str, Any], group: str) -> dict[tuple[str, int, int], list[float]]:
+def _accuracies(steps: Mapping[str, Any], group: str, *arms: str) -> dict[tuple[str, int, int], list[float]]:
     """(arm, depth, width) -> per cent by seed."""
     found: dict[tuple[str, int, int], list[float]] = {}
     for name in sorted(steps):
-        if name.startswith(f"{group}/"):
-            _, arm, shape, _ = name.split("/")
+        its_group, arm, shape, _ = name.split("/")
+        if its_group == group and arm in arms:
             depth, width = (int(number) for number in shape.split("x"))
             record = steps[name]
             found.setdefault((arm, depth, width), []).append(100 * record["correct"] / record["n"])
@@ -237,7 +237,7 @@ def _shown(values: list[float]) -> str:
 
 def _judge_far(group: str, steps: Mapping[str, Any]) -> Judgement:
     """C1."""
-    found, shape = _accuracies(steps, group), _deepest(group)
+    found, shape = _accuracies(steps, group, "bn", "all", "output"), _deepest(group)
     bn, full, output = (found.get((arm, *shape)) for arm in ("bn", "all", "output"))
     if not (bn and full and output):
         return _not_run(group)
@@ -257,7 +257,7 @@ def _judge_far(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_elsewhere(group: str, steps: Mapping[str, Any]) -> Judgement:
     """C2."""
-    found = _accuracies(steps, group)
+    found = _accuracies(steps, group, "bn", "random", "small")
     networks = _PAPER if group == "cifar10" else _LAPTOP
     depths = [shape for shape in networks["random"] if ("random", *shape) in found and ("bn", *shape) in found]
     if not depths:
@@ -271,7 +271,8 @@ def _judge_elsewhere(group: str, steps: Mapping[str, Any]) -> Judgement:
     control = "two random weights a channel " + ", ".join(f"{fmean(found['random', *s]):.1f} %" for s in depths)
     small = found.get(("small", *_deepest(group)))
     if small:
-        control += f"; small network trained whole {fmean(small):.1f} %"
+        n = next(record["trained"] for name, record in steps.items() if name.startswith(f"{group}/small/"))
+        control += f"; a small network trained whole ({n:,} parameters) {fmean(small):.1f} %"
     shown = ", ".join(f"{gain:+.1f}" for gain in gains.values())
     if min(gains.values()) >= 5 and apart:
         return Judgement("reproduced", measured, control)
@@ -284,7 +285,7 @@ def _judge_elsewhere(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_depth(group: str, steps: Mapping[str, Any]) -> Judgement:
     """C3, depth."""
-    found = _accuracies(steps, group)
+    found = _accuracies(steps, group, "bn")
     depths = (14, 110, 866) if group == "cifar10" else (8, 14, 26)
     width = 16 if group == "cifar10" else 8
     if not all(("bn", depth, width) in found for depth in depths):
@@ -306,7 +307,7 @@ def _judge_depth(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_width(group: str, steps: Mapping[str, Any]) -> Judgement:
     """C3, width, and depth against width at an equal number of batch-norm parameters."""
-    found = _accuracies(steps, group)
+    found = _accuracies(steps, group, "bn")
     narrow, wide, deep = ((14, 16), (14, 128), (110, 16)) if group == "cifar10" else ((8, 8), (8, 24), (26, 8))
     if not all(("bn", *shape) in found for shape in (narrow, wide, deep)):
         return _not_run(group)
@@ -367,7 +368,7 @@ def _judge_disabled(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_frozen(group: str, steps: Mapping[str, Any]) -> Judgement:
     """C5."""
-    found, shape = _accuracies(steps, group), _deepest(group)
+    found, shape = _accuracies(steps, group, "frozen bn", "all", "bn"), _deepest(group)
     frozen, full, bn = (found.get((arm, *shape)) for arm in ("frozen bn", "all", "bn"))
     if not (frozen and full and bn):
         return _not_run(group)
@@ -386,7 +387,7 @@ def _judge_frozen(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 def _draw(run: Run, group: str) -> None:
     steps = run.steps()
-    found = _accuracies(steps, group)
+    found = _accuracies(steps, group, *_ARMS)
     if len({shape[1] for shape in found if shape[0] == "bn"}) > 1:
         run.figure("depth", lambda: _by_depth(found))
     if ("bn", *_deepest(group)) in found and ("all", *_deepest(group)) in found:
@@ -408,7 +409,8 @@ def _by_depth(found: Mapping[tuple[str, int, int], list[float]]) -> Figure:
             axes.axhline(fmean(points[0][1]), color=f"C{i}", linewidth=0.8, linestyle=":", label=label)
         if arm == "small" or not points:
             continue
-        axes.plot([p[0] for p in points], [fmean(p[1]) for p in points], "o-", color=f"C{i}", label=label)
+        marker = "x-" if arm == "frozen bn" else "o-"  # it lies on top of full training
+        axes.plot([p[0] for p in points], [fmean(p[1]) for p in points], marker, color=f"C{i}", label=label)
         for depth, values in points:
             axes.plot([depth] * len(values), values, ".", color=f"C{i}", markersize=3)
     for (arm, depth, width), values in found.items():
