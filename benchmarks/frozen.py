@@ -93,7 +93,7 @@ def main() -> None:
                 }
                 for path in ("auto", "kernel"):
                     layers[path].load_state_dict(layers["direct"].state_dict())
-                taken = "kernel" if layers["auto"].takes_kernel_path(x.shape) else "direct"
+                taken = "kernel" if layers["auto"].takes_kernel_path(x.clone().requires_grad_()) else "direct"
                 other = "direct" if taken == "kernel" else "kernel"
                 label = f"LC {channels} at {side} x {n}, E {expansion}: {taken}/{other}"
                 calls = {path: layer_step(layer, x, above) for path, layer in layers.items()}
