@@ -187,13 +187,14 @@ def _build(run: Run, arm: _Arm, channels: int, seed: int) -> nn.Module:
 
 
 def _measure(run: Run, data: SmallImages, group: str, arm: _Arm, seed: int) -> dict[str, Any]:
+    size = "resnet20x16" if run.scale == "paper" else "resnet8x8"
     model = train_arm(
         run,
-        f"{'lc20' if run.scale == 'paper' else 'lc8'}-{arm.name.replace(' ', '-')}",
+        size if arm.network == "resnet" else arm.network,
         partial(_build, run, arm, data.channels, seed),
         data,
         _recipe(run, seed),
-        arm=f"random-convs: {arm.name}",
+        arm=f"{arm.name}, PyTorch's start",
         augment=PaddedCrop(4, flip=0.5) if group == "cifar10" else None,
         loss=partial(cross_entropy, label_smoothing=0.1),
     )
