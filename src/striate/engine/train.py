@@ -144,9 +144,14 @@ class Recipe:
         return self.lr
 
 
-def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Cross entropy of the model's logits, the default loss of :func:`fit`."""
-    return F.cross_entropy(model(images), labels)
+def cross_entropy(
+    model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross entropy of the model's logits, the default loss of :func:`fit`.
+
+    For smoothed labels give :func:`fit` ``functools.partial(cross_entropy, label_smoothing=0.1)``.
+    """
+    return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
 
 
 def fit(

@@ -170,9 +170,8 @@ def _small_width(at_least: int, in_chans: int) -> int:
 def _measure(run: Run, data: SmallImages, arm: str, depth: int, width: int, seed: int) -> dict[str, Any]:
     build = partial(_build, arm, depth, width, data.channels, seed)
     augment = PaddedCrop(4, flip=0.5) if run.scale == "paper" else PaddedCrop(1, flip=0.0)
-    model = train_arm(
-        run, f"resnet{depth}x{width}", build, data, _recipe(run, seed), arm=f"bn-only: {arm}", augment=augment
-    )
+    what = f"{arm}, Kaiming normal, gamma uniform"
+    model = train_arm(run, f"resnet{depth}x{width}", build, data, _recipe(run, seed), arm=what, augment=augment)
     images, labels = data.test
     record: dict[str, Any] = {
         "correct": count_correct(model, images, labels),

@@ -1,7 +1,8 @@
-"""Networks of which most is frozen, trained on small images: the data and runs that bn-only and random-convs share.
+"""Networks of which most is frozen, trained on small images: what bn-only and random-convs share.
 
-Every trained network is kept in the cache under its full recipe (architecture, arm, data, optimisation, seed), so a
-run that both papers ask for is trained once.
+Data, normalisation, cache and measurement are common to both. Every trained network is kept under its full recipe
+(architecture, start, what is trained, data, optimisation, seed), so a run that both ask for is trained once. With the
+papers' own recipes, which differ in start and schedule, there is no such run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.cifar import cifar10
-from striate.data.small import default_set, fashion_mnist
+from striate.data.small import default_set, fashion_mnist, fashion_mnist_folder
 from striate.engine.model import Preprocessing, VisionModel
 from striate.engine.train import Augment, Loss, Recipe, cross_entropy, trained
 from striate.errors import RunError
@@ -59,12 +60,13 @@ def fashion_images(run: Run, n_train: int, n_test: int, side: int = 14) -> Small
     Digits serve the smoke scale, and any scale on a machine without Fashion-MNIST.
 
     Args:
-        run: at paper scale Fashion-MNIST is wanted, and its ``--data`` is looked into.
+        run: at paper scale Fashion-MNIST is wanted, and looked for under ``--data`` first.
         n_train, n_test: how many.
         side: 14, 28 (as it is) or 32 (enlarged, as the paper of random convolutions does).
     """
     if run.scale == "paper":
-        parts = [fashion_mnist(part, run.data) for part in (True, False)]
+        root = run.data if run.data is not None and fashion_mnist_folder(True, run.data) else None
+        parts = [fashion_mnist(part, root) for part in (True, False)]
     else:
         parts = [default_set(part, "digits" if run.scale == "smoke" else "auto") for part in (True, False)]
     images = [part.images[:n] for part, n in zip(parts, (n_train, n_test), strict=True)]
@@ -117,7 +119,7 @@ def train_arm(
         build: returns the network for normalised images, frozen as the arm wants it; called under the recipe's seed.
         data: to train on.
         recipe, augment, loss: how.
-        arm: what is trained, in a word; part of the cache's key.
+        arm: how it starts and what is trained, in words; part of the cache's key.
     """
 
     def normalising() -> nn.Module:
