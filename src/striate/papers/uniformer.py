@@ -19,7 +19,7 @@ mixup 0.8, CutMix 1.0, labels smoothed by 0.1, RandAugment m9, random erasing 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -321,7 +321,7 @@ _AT_CHANCE = (
 )
 
 
-def _learned(found: Mapping[str, list[dict[str, Any]]]) -> bool:
+def _learned(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
     """Whether any network answers the relation in 60 % of the images, where a coin does in 50."""
     return any(_share(record, "relation") >= 60 for records in found.values() for record in records)
 
