@@ -176,8 +176,8 @@ def test_smoke_runs_and_every_predicate_reads_it(tmp_path, monkeypatch):
 
 
 def test_dry_run_of_the_paper_scale_takes_a_step(tmp_path, monkeypatch):
-    """ResNet-LC-20-16x128, the largest kernels, and batch norm and ReLU in between at E = 64, one step each."""
+    """ResNet-LC-20-16x128 and the largest kernels, one step each."""
     monkeypatch.setenv("STRIATE_CACHE", str(tmp_path / "cache"))
-    run = Run("paper", (0,), tmp_path, torch.device("cpu"), claims=frozenset({"C2", "C5", "C6"}), dry_run=True)
+    run = Run("paper", (0,), tmp_path, torch.device("cpu"), claims=frozenset({"C2", "C5"}), dry_run=True)
     REPRODUCTION.run(run)
     assert not run.steps()
