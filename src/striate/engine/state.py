@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from striate.errors import TrainModeWarning
 
-__all__ = ["device_of", "inspected", "seeded"]
+__all__ = ["device_of", "inspected", "mix_seeds", "seeded"]
 
 
 @contextmanager
@@ -61,6 +62,11 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def mix_seeds(*parts: int) -> int:
+    """Return a 63-bit seed that depends on every part (each >= 0); neighbouring parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def device_of(model: nn.Module, default: str | torch.device = "cpu") -> torch.device:
