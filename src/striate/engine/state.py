@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.errors import TrainModeWarning
 
-__all__ = ["StillStatistics", "device_of", "inspected", "seeded"]
+__all__ = ["StillStatistics", "device_of", "inspected", "mix_seeds", "seeded"]
 
 
 @contextmanager
@@ -86,6 +87,11 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def mix_seeds(*parts: int) -> int:
+    """Return a 63-bit seed that depends on every part (each >= 0); neighbouring parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def device_of(model: nn.Module, default: str | torch.device = "cpu") -> torch.device:

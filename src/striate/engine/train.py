@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from striate.engine.files import cache_dir, write_json
 from striate.engine.parallel import processes, shared_batch_norm, sum_over_processes
 from striate.engine.progress import progress_bar
 from striate.engine.record import environment, fingerprint
-from striate.engine.state import device_of, seeded
+from striate.engine.state import device_of, mix_seeds, seeded
 from striate.errors import InputError, RunError
 
 __all__ = ["AfterEpoch", "Augment", "Loss", "Recipe", "cross_entropy", "fit", "trained"]
@@ -329,14 +328,14 @@ class _Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, len(self.images) // self.size)
         if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, _ORDER))
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, _ORDER))
             self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=generator)
         chosen = self.order[place * self.size : (place + 1) * self.size]
         x = self.images[chosen.to(self.images.device)].to(self.device)
         y = self.labels[chosen.to(self.labels.device)].to(self.device)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         if self.augment is not None:
-            x = self.augment(x, self.generator.manual_seed(_mix(self.seed, step, _AUGMENT)))
+            x = self.augment(x, self.generator.manual_seed(mix_seeds(self.seed, step, _AUGMENT)))
         return x[self.share], y[self.share]
 
 
@@ -353,8 +352,8 @@ def _gradient(
 ) -> Tensor:
     """Put the gradient of the whole batch's mean loss into ``parameters``; return that loss, detached."""
     rank = processes().process_index
-    torch.manual_seed(_mix(recipe.seed, step, _DROPOUT, rank))
-    generator = torch.Generator(x.device).manual_seed(_mix(recipe.seed, step, _LOSS, rank))
+    torch.manual_seed(mix_seeds(recipe.seed, step, _DROPOUT, rank))
+    generator = torch.Generator(x.device).manual_seed(mix_seeds(recipe.seed, step, _LOSS, rank))
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         value = loss(model, x, y, generator)
     if value.dim() != 0:
@@ -423,11 +422,6 @@ def _identity(
         "network": fingerprint({key: list(value.shape) for key, value in model.state_dict().items()}),
         "data": data_fingerprint(images, labels),
     }
-
-
-def _mix(*parts: int) -> int:
-    """Return a 63-bit seed that depends on every part; neighbouring parts give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _cosine(start: float, end: float, share: float) -> float:
