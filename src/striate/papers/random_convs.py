@@ -377,7 +377,7 @@ def _judge_robust(group: str, steps: Mapping[str, Any]) -> Judgement:
     resists_more = sum(value > 0 for value in sturdier) >= enough
     reason = f"By seed, train - test is smaller by {_by_seed(smaller)}, FGSM accuracy higher by {_by_seed(sturdier)}."
     if overfits_less and resists_more:
-        return Judgement("reproduced", measured, control)
+        return Judgement("reproduced", measured, control, reason)
     if overfits_less or resists_more:
         return Judgement("direction only", measured, control, f"One of the two. {reason}")
     return Judgement("not reproduced", measured, control, reason)
