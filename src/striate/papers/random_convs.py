@@ -377,7 +377,7 @@ def _judge_robust(group: str, steps: Mapping[str, Any]) -> Judgement:
     resists_more = sum(value > 0 for value in sturdier) >= enough
     reason = f"By seed, train - test is smaller by {_by_seed(smaller)}, FGSM accuracy higher by {_by_seed(sturdier)}."
     if overfits_less and resists_more:
-        return Judgement("reproduced", measured, control)
+        return Judgement("reproduced", measured, control, reason)
     if overfits_less or resists_more:
         return Judgement("direction only", measured, control, f"One of the two. {reason}")
     return Judgement("not reproduced", measured, control, reason)
@@ -448,7 +448,9 @@ def _judge_kernel_size(group: str, steps: Mapping[str, Any]) -> Judgement:
     grows = all(later > earlier for earlier, later in pairwise(gains))
     cause = ratio[False] > 1.5 and abs(ratio[True] - 1) <= 0.2
     if grows and cause:
-        return Judgement("reproduced", measured, control)
+        more = [b - a for a, b in zip(_gains(found, sizes[0]), _gains(found, sizes[-1]), strict=True)]
+        reason = f"By seed, it adds {_by_seed(more)} points more at k {sizes[-1]} than at k {sizes[0]}."
+        return Judgement("reproduced", measured, control, reason)
     if grows:
         return Judgement("direction only", measured, control, "The gap grows, but kernels do not differ as claimed.")
     if cause:
