@@ -40,7 +40,8 @@ def _in_probabilities(
     E = (pairwise - top).exp()
     highest = unary.amax(dim=2, keepdim=True)
     e = (unary - highest).exp()
-    alpha, sums = [], []
+    alpha: list[Tensor] = []
+    sums: list[Tensor] = []
     for t in range(steps):
         into = e[:, t] if t == 0 else _times(alpha[-1], E, t) * e[:, t]
         sums.append(into.sum(dim=1, keepdim=True))
@@ -152,10 +153,9 @@ def list_viterbi(unary: Tensor, pairwise: Tensor, lengths: Tensor, k: int) -> tu
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest along the second dimension and where they are; the first of equal ones."""
     if k == 1:
-        found = values.max(dim=1, keepdim=True)
-        return found.values, found.indices
-    found = torch.sort(values, dim=1, descending=True, stable=True)
-    return found.values[:, :k], found.indices[:, :k]
+        return values.max(dim=1, keepdim=True)
+    found, places = torch.sort(values, dim=1, descending=True, stable=True)
+    return found[:, :k], places[:, :k]
 
 
 def _traced(back: Tensor, last: Tensor, lengths: Tensor, k: int) -> Tensor:

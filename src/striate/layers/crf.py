@@ -236,7 +236,9 @@ class LinearChainCRF(nn.Module):
         lengths = inside.sum(dim=1)
         if bool((lengths == 0).any()):
             row = int((lengths == 0).nonzero()[0])
-            raise InputError("mask", "LinearChainCRF", allowed="1 somewhere in each sentence", got=f"only 0 in row {row}")
+            raise InputError(
+                "mask", "LinearChainCRF", allowed="1 somewhere in each sentence", got=f"only 0 in row {row}"
+            )
         holes = ((~inside[:, :-1] & inside[:, 1:]).any(dim=1)).nonzero()
         if not len(holes):
             return x, lengths, None
@@ -255,8 +257,8 @@ class LinearChainCRF(nn.Module):
         gold = torch.where(inside, gold if order is None else gold.gather(1, order), 0)
         low, high = torch.aminmax(gold)
         if low < 0 or high >= self.num_tags:
-            got = int(low) if low < 0 else int(high)
-            raise InputError("tags", "nll", allowed=f"in [0, {self.num_tags}) under the mask", got=got)
+            wrong = int(low) if low < 0 else int(high)
+            raise InputError("tags", "nll", allowed=f"in [0, {self.num_tags}) under the mask", got=wrong)
         return gold
 
     def _scores(self, x: Tensor, lengths: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:

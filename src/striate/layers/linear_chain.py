@@ -143,9 +143,7 @@ def _partition(
 
 
 @_partition.register_fake
-def _(
-    unary: Tensor, pairwise: Tensor, lengths: Tensor, marginals: bool, native: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(unary: Tensor, pairwise: Tensor, lengths: Tensor, marginals: bool, native: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, states = unary.shape
     if not marginals:
         return unary.new_empty(batch), unary.new_empty(0), pairwise.new_empty(0)

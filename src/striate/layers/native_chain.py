@@ -32,7 +32,7 @@ def partition(unary: Tensor, pairwise: Tensor, lengths: Tensor, marginals: bool)
 
     Edges are summed over steps, (B, K, K), where ``pairwise`` is shared.
     """
-    batch, steps, states = unary.shape
+    batch, _, states = unary.shape
     logz = unary.new_empty(batch)
     node = unary.new_zeros(unary.shape) if marginals else unary.new_empty(0)
     shape = (batch, states, states) if pairwise.dim() == 2 else pairwise.shape
