@@ -148,7 +148,54 @@ def test_bfloat16_runs_in_autocast_and_keeps_float32_weights() -> None:
     assert next(model.parameters()).dtype == torch.float32
 
 
+# --- after an epoch, and numbers instead of images
+
+
+def test_after_epoch_sees_the_records_adds_to_them_and_ends_the_training() -> None:
+    seen = []
+
+    def watch(model: nn.Module, records: list[dict]) -> bool:
+        assert model.training
+        seen.append([record["epoch"] for record in records])
+        records[-1]["mark"] = 10 * records[-1]["epoch"]
+        return len(records) == 2
+
+    records = fit(build(), *data(), replace(RECIPE, epochs=5), after_epoch=watch)
+    assert seen == [[1], [1, 2]]
+    assert [record["mark"] for record in records] == [10, 20]
+    assert [record.get("stopped") for record in records] == [None, True]
+
+
+def test_a_run_that_was_ended_stays_ended(tmp_path: Path) -> None:
+    def stop(model: nn.Module, records: list[dict]) -> bool:
+        return True
+
+    first = build()
+    records = fit(first, *data(), RECIPE, after_epoch=stop, checkpoint=tmp_path)
+    second = build()
+    assert fit(second, *data(), RECIPE, after_epoch=stop, checkpoint=tmp_path) == records
+    assert len(records) == 1
+    assert same_weights(first, second)
+
+
+def test_numbers_are_handed_on_as_they_are() -> None:
+    numbers = torch.arange(24).view(12, 2) - 1
+    seen = []
+
+    def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seen.append(x)
+        return model(x.float()).mean()
+
+    fit(nn.Linear(2, 1), numbers, torch.zeros(12), Recipe(1, 4), loss=loss)
+    assert torch.cat(seen).flatten().sort().values.tolist() == list(range(-1, 23))
+
+
 # --- schedules
+
+
+def test_the_inverse_schedule_goes_by_finished_epochs() -> None:
+    recipe = Recipe(3, lr=0.3, schedule="inverse", decay=0.5)
+    assert [recipe.lr_at(step, 2) for step in range(6)] == pytest.approx([0.3, 0.3, 0.2, 0.2, 0.15, 0.15])
 
 
 @pytest.mark.parametrize("total", [2, 3, 10, 40])
@@ -214,6 +261,9 @@ def test_learning_rates_stay_in_range(schedule: str, epochs: int, per_epoch: int
         {"nesterov": True, "optimizer": "sgd"},
         {"warmup_epochs": 4.0},
         {"warmup_epochs": 1.0, "schedule": "one-cycle"},
+        {"warmup_epochs": 1.0, "schedule": "inverse"},
+        {"decay": -1.0, "schedule": "inverse"},
+        {"decay": 0.1},
         {"seed": -1},
         {"clip": 0.0},
         {"precision": "float16"},

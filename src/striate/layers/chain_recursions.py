@@ -153,10 +153,9 @@ def list_viterbi(unary: Tensor, pairwise: Tensor, lengths: Tensor, k: int) -> tu
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest along the second dimension and where they are; the first of equal ones."""
     if k == 1:
-        largest = values.max(dim=1, keepdim=True)
-        return largest.values, largest.indices
-    found = torch.sort(values, dim=1, descending=True, stable=True)
-    return found.values[:, :k], found.indices[:, :k]
+        return values.max(dim=1, keepdim=True)
+    found, places = torch.sort(values, dim=1, descending=True, stable=True)
+    return found[:, :k], places[:, :k]
 
 
 def _traced(back: Tensor, last: Tensor, lengths: Tensor, k: int) -> Tensor:

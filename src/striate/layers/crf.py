@@ -236,8 +236,9 @@ class LinearChainCRF(nn.Module):
         lengths = inside.sum(dim=1)
         if bool((lengths == 0).any()):
             row = int((lengths == 0).nonzero()[0])
-            allowed = "1 somewhere in each sentence"
-            raise InputError("mask", "LinearChainCRF", allowed=allowed, got=f"only 0 in row {row}")
+            raise InputError(
+                "mask", "LinearChainCRF", allowed="1 somewhere in each sentence", got=f"only 0 in row {row}"
+            )
         holes = ((~inside[:, :-1] & inside[:, 1:]).any(dim=1)).nonzero()
         if not len(holes):
             return x, lengths, None
