@@ -132,7 +132,7 @@ def test_nothing_measured_is_nothing_judged() -> None:
 
 
 def test_smoke_runs_every_step_and_every_predicate(tmp_path) -> None:
-    """Searches of at most 256 samples, two repeats: about 8 seconds on a free core."""
+    """Searches of at most 256 samples, two repeats, and three figures: about 6 seconds on a free core."""
     run = Run("smoke", REPRODUCTION.seeds["smoke"], tmp_path, torch.device("cpu"))
     REPRODUCTION.run(run)
     steps = run.steps()

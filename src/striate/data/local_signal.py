@@ -34,19 +34,27 @@ _SIGNAL, _SAMPLES = range(2)  # streams of random numbers
 
 
 class SignalTask(Protocol):
-    """What a task must offer to be measured by :func:`striate.theory.sample_complexity.sample_complexity`.
+    """What a task must offer to be measured by :func:`striate.theory.sample_complexity.sample_complexity`."""
 
-    Attributes:
-        k: number of patches.
-        d: values a patch.
-        sigma: deviation of the noise.
-        w: (d,) the signal, a unit vector; None where there is no single one.
-    """
+    @property
+    def k(self) -> int:
+        """Number of patches."""
+        ...
 
-    k: int
-    d: int
-    sigma: float
-    w: Tensor | None
+    @property
+    def d(self) -> int:
+        """Values a patch."""
+        ...
+
+    @property
+    def sigma(self) -> float:
+        """Deviation of the noise."""
+        ...
+
+    @property
+    def w(self) -> Tensor | None:
+        """The signal (d,), a unit vector; None where there is no single one."""
+        ...
 
     def sample(self, n: int, seed: int = 0, *, train: bool = True) -> tuple[Tensor, Tensor]:
         """Return x (n, k, d) float and y (n,) float of -1 and +1."""

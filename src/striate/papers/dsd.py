@@ -116,7 +116,8 @@ def _practical(run: Run, sizes: Mapping[str, Any]) -> None:
 def _learner(run: Run, kind: str) -> Learner:
     if kind == "ridge":
         return RidgeLearner()
-    return ProjectedGD(kind, steps=1 if run.dry_run else 300)  # type: ignore[arg-type]
+    steps = 1 if run.dry_run else 60 if run.scale == "smoke" else 300
+    return ProjectedGD(kind, steps=steps)  # type: ignore[arg-type]
 
 
 def _search(

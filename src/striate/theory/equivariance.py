@@ -104,7 +104,8 @@ def check_equivariance(
         repeats: of the comparison in distribution.
         seed: of samples, weights and group elements.
     """
-    task = DSD(4, 6, 0.5, seed=seed) if task is None else task
+    if task is None:
+        task = DSD(4, 6, 0.5, seed=seed)
     if isinstance(learner, TwoStepGD | ProjectedGD):
         return _same_outputs(learner, group, task, n, tol, seed)
     return _same_accuracy(learner, group, task, n, repeats, seed)

@@ -93,7 +93,8 @@ class NetworkLearner:
         """Train, one set after the other; see :class:`Learner`. Validation samples are not used."""
         many = check_samples(x, y, "NetworkLearner")
         xs, ys = (x, y) if many else (x[None], y[None])
-        trained = [self._fit_one(*set_, seed) for *set_, seed in zip(xs, ys, seeds_of(seeds, len(xs)), strict=True)]
+        chosen = seeds_of(seeds, len(xs))
+        trained = [self._fit_one(*one, seed) for one, seed in zip(zip(xs, ys, strict=True), chosen, strict=True)]
         return _SideBySide(trained).eval() if many else trained[0].eval()
 
     def _fit_one(self, x: Tensor, y: Tensor, seed: int) -> nn.Module:
@@ -166,7 +167,8 @@ def seeds_of(seeds: int | Sequence[int], sets: int) -> tuple[int, ...]:
 def blank_net(arch: Arch, x: Tensor, hidden: int | None = None) -> PatchNet:
     """Return a network for samples ``x``, one copy a set, in eval mode; its weights are yet to be put in."""
     with seeded(0):  # the caller's generator stays where it is
-        net = PatchNet(arch, *x.shape[-2:], hidden=hidden, copies=len(x) if x.dim() == 4 else None)
+        k, d = x.shape[-2:]
+        net = PatchNet(arch, k, d, hidden=hidden, copies=len(x) if x.dim() == 4 else None)
     return net.to(x.device, x.dtype).eval()
 
 

@@ -92,7 +92,7 @@ class ProjectedGD:
             rise = self.anneal * self.steps
             net.bias.fill_(self.bias * min(1.0, (step + 1) / rise) if rise else self.bias)
             pull = self.scale * y * torch.sigmoid(-self.scale * y * net(x))
-            net.weight += rate * net.gradient(x, pull) / x.shape[-3]
+            net.weight.add_(rate * net.gradient(x, pull) / x.shape[-3])
             net.project_()
             if best is not None and validation is not None and ((step + 1) % self.every == 0 or step + 1 == self.steps):
                 best.look(net, validation)

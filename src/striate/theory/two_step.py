@@ -150,7 +150,7 @@ class TwoStepGD:
             n += x.shape[-3]
         if n == 0:
             raise InputError("second", "TwoStepGD.fit_stream", allowed="at least one piece", got="none")
-        net.weight += eta * total / n
+        net.weight.add_(eta * total / n)
         net.project_()
 
 
