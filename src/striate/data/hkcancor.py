@@ -35,8 +35,8 @@ def hkcancor(part: Literal["train", "dev", "test"], *, whole: bool = False) -> l
     Raises:
         DataError: the whole corpus is not on this machine; the message says how to get it.
 
-    >>> hkcancor("dev")[0].tags
-    ('e',)
+    >>> len(hkcancor("dev"))
+    211
     """
     if part not in _RECORDINGS:
         raise InputError("part", "hkcancor", allowed=", ".join(_RECORDINGS), got=part)
