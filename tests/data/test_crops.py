@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from striate.data.crops import RandomResizedCrop
+from striate.data.crops import RandomResizedCrop, ShiftedCrop
 from striate.errors import InputError
 
 
@@ -37,3 +37,33 @@ def test_nothing_to_do_gives_the_image_itself() -> None:
 def test_impossible_options_are_refused() -> None:
     with pytest.raises(InputError, match="least"):
         RandomResizedCrop(least=0.0)
+
+
+def test_shifted_crops_move_by_whole_pixels_and_mirror_half() -> None:
+    images = 1 + torch.arange(64.0).view(1, 1, 8, 8).expand(400, 2, 8, 8)
+    out = ShiftedCrop(2)(images, torch.Generator().manual_seed(0))
+    assert out.shape == images.shape
+    places = set()
+    for image in out:
+        assert torch.equal(image[0], image[1])
+        found = next(
+            (y, x, mirrored)
+            for mirrored in (False, True)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(
+                torch.nn.functional.pad(images[0, :1], (2,) * 4)[0, y : y + 8, x : x + 8],
+                image[0].flip(1) if mirrored else image[0],
+            )
+        )
+        places.add(found)
+    assert len(places) == 50
+    assert torch.equal(ShiftedCrop(0, 0.0)(images, torch.Generator()), images)
+    again = ShiftedCrop(2)(images, torch.Generator().manual_seed(0))
+    assert torch.equal(again, out)
+
+
+def test_shifted_crops_refuse_what_makes_no_sense() -> None:
+    for options in ({"pad": -1}, {"flip": 2.0}):
+        with pytest.raises(InputError):
+            ShiftedCrop(**options)

@@ -1,4 +1,4 @@
-"""The basic augmentation of ImageNet training, on batches: a random crop, resized, and a mirror image of half."""
+"""The basic augmentations of ImageNet and of CIFAR training, on batches: a random crop, and a mirror image of half."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from striate.errors import InputError
 
-__all__ = ["RandomResizedCrop"]
+__all__ = ["RandomResizedCrop", "ShiftedCrop"]
 
 
 @dataclass(frozen=True)
@@ -46,3 +46,36 @@ class RandomResizedCrop:
         theta[:, 0, 2], theta[:, 1, 2] = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True)
+class ShiftedCrop:
+    """Surround each image of a batch with zeros, cut the old size out at a random place, and mirror half of them.
+
+    He et al. 2015 (arXiv 1512.03385), Section 4.2, with 4 pixels.
+
+    Attributes:
+        pad: pixels of zeros on every side.
+        flip: share of mirrored images.
+    """
+
+    pad: int = 4
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.pad < 0 or not 0 <= self.flip <= 1:
+            raise InputError("pad", "ShiftedCrop", allowed=">= 0, flip in [0, 1]", got=self)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (N, C, H, W) for images (N, C, H, W); an augmentation of the training loop."""
+        n, _, height, width = images.shape
+        places = 2 * self.pad + 1
+        top, left = torch.randint(0, places, (2, n, 1), generator=generator, device=images.device)
+        rows = top + torch.arange(height, device=images.device)
+        columns = left + torch.arange(width, device=images.device)
+        mirrored = torch.rand(n, 1, generator=generator, device=images.device) < self.flip
+        columns = torch.where(mirrored, columns.flip(1), columns)
+        padded = F.pad(images, (self.pad,) * 4)
+        return padded[
+            torch.arange(n, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None]
+        ].permute(0, 3, 1, 2)
