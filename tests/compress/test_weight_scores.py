@@ -87,12 +87,12 @@ def test_snip_and_grasp_by_their_definitions():
         return torch.autograd.grad(F.cross_entropy(twin(x.double()) / 200, y), own)
 
     g = gradient_at([torch.zeros(()) for _ in names])
-    eps = 1e-3
+    eps = 1e-5
     up, down = (gradient_at([sign * eps * value for value in g]) for sign in (1, -1))
     grasp = weight_scores(model.double(), x.double(), "grasp", batch=(x.double(), y))
     for name, weight, a, b in zip(names, weights, up, down, strict=True):
         product = weight.double() * (a - b) / (2 * eps)
-        torch.testing.assert_close(grasp[name], product.detach(), rtol=1e-2, atol=1e-3 * float(product.abs().max()))
+        torch.testing.assert_close(grasp[name], product.detach(), rtol=1e-2, atol=1e-3 * product.abs().max().item())
 
 
 def test_several_batches_add_up():
@@ -116,7 +116,7 @@ def test_masks_meet_the_budget(method):
     assert spent > 0.09 * graph.macs
 
 
-@pytest.mark.parametrize("build", [lambda: ResNetMicro((16, 32, 64)), TinyMobile, lambda: MobileMicro((8, 12, 16))])
+@pytest.mark.parametrize("build", [lambda: ResNetMicro((16, 32, 64)), TinyMobile])
 def test_synflow_in_rounds_empties_no_layer(build):
     torch.manual_seed(0)
     density = mask_density(weight_mask(build(), torch.zeros(1, 3, 32, 32), "synflow", 0.01, rounds=30))

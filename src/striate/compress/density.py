@@ -68,7 +68,7 @@ def layer_density(
     >>> import torch
     >>> p = layer_density(ResNetMicro(), torch.zeros(1, 3, 32, 32), density=0.2)
     >>> round(p["layer4.0.conv2"], 3), p["layer1.0.conv1"]
-    (0.139, 1.0)
+    (0.054, 1.0)
     """
     check_shares("layer_density", density=density, flops=flops)
     if method not in DENSITIES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,15 @@ def bake_weight_mask(model: nn.Module) -> nn.Module:
     """Return a copy of a masked network as a plain one, with zeros in its weights."""
     baked = copy.deepcopy(model)
     for module in list(baked.modules()):
-        parametrizations = getattr(module, "parametrizations", {})
-        if "weight" in parametrizations and any(isinstance(entry, WeightMask) for entry in parametrizations["weight"]):
-            parametrize.remove_parametrizations(module, "weight")
+        parametrizations: Any = getattr(module, "parametrizations", {})
+        if set(parametrizations) == {"weight"} and all(
+            isinstance(one, WeightMask) for one in parametrizations["weight"]
+        ):
+            # Not by remove_parametrizations: it edits the class, which a deep copy shares with the person's network.
+            weight = nn.Parameter(module.weight.detach().clone(), parametrizations["weight"].original.requires_grad)  # type: ignore[union-attr, operator]
+            module.__class__ = type(module).__bases__[0]
+            del module._modules["parametrizations"]
+            module._parameters = {"weight": weight, **module._parameters}
     return baked
 
 

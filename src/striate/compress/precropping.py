@@ -117,7 +117,7 @@ def precrop(
     >>> from striate.models.micro import ResNetMicro
     >>> small = precrop(ResNetMicro(), 0.2, torch.zeros(1, 3, 32, 32))
     >>> small.layer4[0].conv1.out_channels, small.crop_report.params
-    (23, (307360, 61600))
+    (9, (307376, 61568))
     """
     if not isinstance(density, Mapping):
         check_shares("precrop", density=density)
@@ -333,7 +333,7 @@ def _on_budget(
         best = min(best, (widths, middle), key=lambda found: missed(found[0]))
         low, high = (middle, high) if cost(widths) <= wanted else (low, middle)
     widths, kappa = best
-    for _ in range(4 * len(free)):  # rounding alone may miss it: then single groups give or take a step
+    for _ in range(8):  # rounding alone may miss it: then single groups give or take a step
         if missed(widths) <= TOLERANCE:
             break
         sign = 1 if cost(widths) < wanted else -1

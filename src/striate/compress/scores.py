@@ -144,7 +144,8 @@ def _scores(
     pairs: list[Any] = [batch] if isinstance(batch, tuple) and isinstance(batch[0], Tensor) else list(batch)
     totals = [torch.zeros_like(value) for value in values]
     for images, labels in pairs:
-        logits = twin(_pixels(images).to(device, values[0].dtype))
+        with _TwiceDifferentiable():
+            logits = twin(_pixels(images).to(device, values[0].dtype))
         if method == "snip":
             loss = F.cross_entropy(logits, labels.to(device))
             found = torch.autograd.grad(loss, values, allow_unused=True)
@@ -176,6 +177,15 @@ def _synflow(twin: nn.Module, weights: Mapping[str, nn.Parameter], example: Tens
         name: torch.zeros_like(value) if flow is None else (value * flow).detach()
         for (name, value), flow in zip(weights.items(), flows, strict=True)
     }
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Write activations whose second derivative PyTorch lacks as others that have one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in {"hardsigmoid", "hardsigmoid_"}:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
 
 
 _PASS = frozenset({
