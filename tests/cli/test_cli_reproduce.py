@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from striate.cli import app
+from striate.cli._jobs import run_side_by_side
 from striate.papers import catalogue, runner
 from striate.papers.base import Judgement, Predicate, Reproduction, Run
 
@@ -153,3 +154,30 @@ def test_verify_without_evidence_is_one_sentence(tmp_path: Path) -> None:
     code, _, err = call("verify", tmp_path / "nothing")
     assert code == 2
     assert "There is no evidence.json" in err
+
+
+def test_side_by_side_gives_the_scoreboard_of_one_after_the_other(tmp_path: Path) -> None:
+    """Two processes that import PyTorch and run a smoke reproduction: some seconds."""
+    keys = ("fgsm-patch", "vmamba")
+    options = ("--scale", "smoke", "--claim", "C2")
+    code, out, err = call("reproduce", *keys, *options, "--out", tmp_path / "two", "--jobs", "2")
+    assert code == 0, err
+    assert "2 papers, smoke scale, 2 side by side" in err
+    assert all(f"   {key}: " in err for key in keys)
+    _, again, progress = call("reproduce", *keys, *options, "--out", tmp_path / "two")
+    assert progress.count("already measured") >= 2
+    assert out.splitlines() == again.splitlines()
+
+
+def test_side_by_side_names_what_failed(tmp_path: Path) -> None:
+    code, _, err = call("reproduce", "vmamba", "uniformer", "--scale", "paper", "--out", tmp_path, "--jobs", "2")
+    assert code == 1
+    assert "--data FOLDER" in err  # the child's own sentence
+    assert "2 of 2 failed to run: vmamba, uniformer" in err
+
+
+def test_processes_side_by_side_report_their_lines_and_codes() -> None:
+    lines: list[str] = []
+    codes = run_side_by_side({"first": ["--version"], "second": ["no-such-command"]}, 2, lines.append, threads=1)
+    assert codes["first"] == 0
+    assert codes["second"] != 0

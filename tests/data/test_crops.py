@@ -1,11 +1,11 @@
-"""The crop stays inside the image, takes at least the asked share, and mirrors half of the images."""
+"""Crops stay inside, have the size that was asked for, and half of the images are mirrored."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from striate.data.crops import RandomResizedCrop, ShiftedCrop
+from striate.data.crops import PaddedCrop, RandomResizedCrop
 from striate.errors import InputError
 
 
@@ -39,31 +39,25 @@ def test_impossible_options_are_refused() -> None:
         RandomResizedCrop(least=0.0)
 
 
-def test_shifted_crops_move_by_whole_pixels_and_mirror_half() -> None:
-    images = 1 + torch.arange(64.0).view(1, 1, 8, 8).expand(400, 2, 8, 8)
-    out = ShiftedCrop(2)(images, torch.Generator().manual_seed(0))
-    assert out.shape == images.shape
-    places = set()
-    for image in out:
-        assert torch.equal(image[0], image[1])
-        found = next(
-            (y, x, mirrored)
-            for mirrored in (False, True)
-            for y in range(5)
-            for x in range(5)
-            if torch.equal(
-                torch.nn.functional.pad(images[0, :1], (2,) * 4)[0, y : y + 8, x : x + 8],
-                image[0].flip(1) if mirrored else image[0],
-            )
-        )
-        places.add(found)
-    assert len(places) == 50
-    assert torch.equal(ShiftedCrop(0, 0.0)(images, torch.Generator()), images)
-    again = ShiftedCrop(2)(images, torch.Generator().manual_seed(0))
-    assert torch.equal(again, out)
+def test_a_shift_is_a_shift_with_black_coming_in() -> None:
+    x = torch.arange(1.0, 7 * 5 * 2 + 1).view(1, 2, 5, 7).expand(400, 2, 5, 7)
+    out = PaddedCrop(2, flip=0.5)(x, torch.Generator().manual_seed(0))
+    assert out.shape == x.shape
+    padded = torch.nn.functional.pad(x[:1], [2] * 4)
+    places = {}
+    for top in range(5):
+        for left in range(5):
+            crop = padded[0, :, top : top + 5, left : left + 7]
+            places[tuple(crop.flatten().tolist())] = (top, left, False)
+            places[tuple(crop.flip(2).flatten().tolist())] = (top, left, True)
+    found = [places[tuple(image.flatten().tolist())] for image in out]
+    assert len({place[:2] for place in found}) == 25
+    assert 0.4 < sum(place[2] for place in found) / 400 < 0.6
 
 
-def test_shifted_crops_refuse_what_makes_no_sense() -> None:
-    for options in ({"pad": -1}, {"flip": 2.0}):
-        with pytest.raises(InputError):
-            ShiftedCrop(**options)
+def test_no_padding_and_no_flip_change_nothing() -> None:
+    x = torch.rand(3, 1, 5, 4)
+    assert torch.equal(PaddedCrop(0, 0.0)(x, torch.Generator()), x)
+    assert torch.equal(PaddedCrop(0, 1.0)(x, torch.Generator()), x.flip(3))
+    with pytest.raises(InputError, match="padding"):
+        PaddedCrop(-1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from striate.engine.state import device_of, inspected, seeded
+from striate.engine.state import StillStatistics, device_of, inspected, seeded
 from striate.errors import TrainModeWarning
 
 
@@ -58,3 +58,20 @@ def test_seeded_fixes_the_numbers_and_puts_the_state_back() -> None:
 def test_device_of_a_module_without_parameters() -> None:
     assert device_of(nn.Flatten()) == torch.device("cpu")
     assert device_of(nn.BatchNorm1d(2, affine=False)) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_stand_still_and_move_again_after(momentum: float | None) -> None:
+    norm = nn.BatchNorm2d(2, momentum=momentum)
+    norm(torch.rand(4, 2, 3, 3))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    still = StillStatistics(norm)
+    for _ in range(2):  # the same object, entered again
+        with suppress(KeyError), still:
+            norm(torch.rand(4, 2, 3, 3))
+            raise KeyError
+        assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert norm.momentum == momentum
+    norm(torch.rand(4, 2, 3, 3))
+    assert norm.num_batches_tracked == 2
+    assert not torch.equal(norm.running_mean, before["running_mean"])

@@ -81,12 +81,15 @@ def test_one_step_of_sgd_is_the_closed_form() -> None:
     assert records == [{"epoch": 1, "step": 1, "loss": pytest.approx(-p[0].log().item()), "lr": 0.5}]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "nesterov"])
 def test_whole_run_equals_a_plain_loop(optimizer: str) -> None:
     # The slow twin: an ordinary PyTorch loop over the same order. No dropout, no noise.
     images = torch.rand(40, 6, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(40) % 3
-    recipe = Recipe(2, 8, optimizer, lr=0.02, weight_decay=0.01, momentum=0.9 if optimizer == "sgd" else 0.0, seed=5)
+    nesterov = optimizer == "nesterov"
+    options = {"momentum": 0.9, "nesterov": nesterov} if optimizer in {"sgd", "nesterov"} else {}
+    name = "sgd" if nesterov else optimizer
+    recipe = Recipe(2, 8, name, lr=0.02, weight_decay=0.01, seed=5, **options)
     torch.manual_seed(0)
     ours, plain = nn.Linear(6, 3), nn.Linear(6, 3)
     plain.load_state_dict(ours.state_dict())
@@ -97,8 +100,7 @@ def test_whole_run_equals_a_plain_loop(optimizer: str) -> None:
         return cross_entropy(model, x, y, generator)
 
     fit(ours, images, labels, recipe, loss=spy)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
-    options = {"momentum": 0.9} if optimizer == "sgd" else {}
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
     stepper = kind(plain.parameters(), lr=0.02, weight_decay=0.01, **options)
     for chosen in order:
         stepper.zero_grad()
@@ -146,7 +148,54 @@ def test_bfloat16_runs_in_autocast_and_keeps_float32_weights() -> None:
     assert next(model.parameters()).dtype == torch.float32
 
 
+# --- after an epoch, and numbers instead of images
+
+
+def test_after_epoch_sees_the_records_adds_to_them_and_ends_the_training() -> None:
+    seen = []
+
+    def watch(model: nn.Module, records: list[dict]) -> bool:
+        assert model.training
+        seen.append([record["epoch"] for record in records])
+        records[-1]["mark"] = 10 * records[-1]["epoch"]
+        return len(records) == 2
+
+    records = fit(build(), *data(), replace(RECIPE, epochs=5), after_epoch=watch)
+    assert seen == [[1], [1, 2]]
+    assert [record["mark"] for record in records] == [10, 20]
+    assert [record.get("stopped") for record in records] == [None, True]
+
+
+def test_a_run_that_was_ended_stays_ended(tmp_path: Path) -> None:
+    def stop(model: nn.Module, records: list[dict]) -> bool:
+        return True
+
+    first = build()
+    records = fit(first, *data(), RECIPE, after_epoch=stop, checkpoint=tmp_path)
+    second = build()
+    assert fit(second, *data(), RECIPE, after_epoch=stop, checkpoint=tmp_path) == records
+    assert len(records) == 1
+    assert same_weights(first, second)
+
+
+def test_numbers_are_handed_on_as_they_are() -> None:
+    numbers = torch.arange(24).view(12, 2) - 1
+    seen = []
+
+    def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seen.append(x)
+        return model(x.float()).mean()
+
+    fit(nn.Linear(2, 1), numbers, torch.zeros(12), Recipe(1, 4), loss=loss)
+    assert torch.cat(seen).flatten().sort().values.tolist() == list(range(-1, 23))
+
+
 # --- schedules
+
+
+def test_the_inverse_schedule_goes_by_finished_epochs() -> None:
+    recipe = Recipe(3, lr=0.3, schedule="inverse", decay=0.5)
+    assert [recipe.lr_at(step, 2) for step in range(6)] == pytest.approx([0.3, 0.3, 0.2, 0.2, 0.15, 0.15])
 
 
 @pytest.mark.parametrize("total", [2, 3, 10, 40])
@@ -173,6 +222,20 @@ def test_cosine_is_pytorchs_and_warmup_rises_to_it() -> None:
     assert [round(warm.lr_at(step, 5), 3) for step in range(5)] == [0.02, 0.04, 0.06, 0.08, 0.1]
 
 
+def test_steps_are_pytorchs() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    peer = torch.optim.lr_scheduler.MultiStepLR(optimizer, [8, 12], gamma=0.1)
+    plain = Recipe(4, lr=0.1, schedule="step", milestones=(2, 3))
+    warm = Recipe(4, lr=0.1, schedule="step", milestones=(2, 3), warmup_epochs=1)
+    for step in range(16):
+        assert plain.lr_at(step, 4) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        assert step < 4 or warm.lr_at(step, 4) == plain.lr_at(step, 4)
+        optimizer.step()
+        peer.step()
+    assert warm.lr_at(0, 4) == pytest.approx(0.025)
+    assert Recipe(4, schedule="step", milestones=(2.4,)).lr_at(10, 4) == pytest.approx(1e-4)  # 9.6 is step 10
+
+
 @given(st.sampled_from(["constant", "cosine", "one-cycle"]), st.integers(1, 9), st.integers(1, 30), st.floats(1e-5, 10))
 @settings(max_examples=60, deadline=None)
 def test_learning_rates_stay_in_range(schedule: str, epochs: int, per_epoch: int, lr: float) -> None:
@@ -191,9 +254,16 @@ def test_learning_rates_stay_in_range(schedule: str, epochs: int, per_epoch: int
         {"weight_decay": -1.0},
         {"momentum": 1.0},
         {"momentum": 0.9},
-        {"schedule": "step"},
+        {"schedule": "sometimes"},
+        {"milestones": (), "schedule": "step"},
+        {"milestones": (4.0,), "schedule": "step"},
+        {"milestones": (1.0,)},
+        {"nesterov": True, "optimizer": "sgd"},
         {"warmup_epochs": 4.0},
         {"warmup_epochs": 1.0, "schedule": "one-cycle"},
+        {"warmup_epochs": 1.0, "schedule": "inverse"},
+        {"decay": -1.0, "schedule": "inverse"},
+        {"decay": 0.1},
         {"seed": -1},
         {"clip": 0.0},
         {"precision": "float16"},

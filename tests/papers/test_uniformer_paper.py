@@ -66,6 +66,13 @@ def test_networks_of_other_sizes_are_no_comparison(steps):
     assert verdicts(steps)["C1 small"] == "inconclusive"
 
 
+def test_placements_that_all_answer_by_chance_cannot_be_told_apart(steps):
+    for name in [name for name in steps if name.startswith("placement/")]:
+        steps[name] = {**steps[name], "correct": 500, "relation": 505}
+    steps["placement/GGLL/seed0"]["correct"] = 540
+    assert {verdicts(steps)[name] for name in ("C7 placement", "C7 global factor")} == {"inconclusive"}
+
+
 def test_attention_everywhere_at_a_like_cost_is_direction_only(steps):
     for seed in range(3):
         steps[f"placement/LLGG/seed{seed}"]["macs"]["224"] = 70

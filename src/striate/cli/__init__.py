@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from striate import __version__
-from striate.cli import data, papers
+from striate.cli import data, papers, tag
 from striate.cli._groups import ErrorGroup
 from striate.cli.reproduce import reproduce, verify
 
@@ -58,6 +58,7 @@ def _register() -> None:
     app.command("verify")(verify)
     app.add_typer(papers.app, name="papers")
     app.add_typer(data.app, name="data")
+    app.add_typer(tag.app, name="tag")
 
 
 _register()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from striate.errors import InputError, StriateError
 
 if TYPE_CHECKING:
+    from striate.papers.base import Scale
     from striate.papers.runner import Outcome, Row
 
 __all__ = ["reproduce", "verify"]
@@ -31,6 +34,7 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take one step, keep nothing.")] = False,
     data: Annotated[Path | None, typer.Option(help="Root of the real data set, for --scale paper.")] = None,
     device: Annotated[str, typer.Option(help="Where networks run, as cpu or cuda.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Papers side by side, each with its share of the cores.")] = 1,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the scoreboard as Markdown.")] = False,
 ) -> None:
     """Run papers' experiments and judge their claims.
@@ -40,12 +44,13 @@ def reproduce(
 
     \b
     striate reproduce xgrad-cam
-    striate reproduce --all --scale smoke
+    striate reproduce --all --jobs 2
     striate reproduce fgsm-patch --claim C2 --out evidence
     striate reproduce xgrad-cam --scale paper --dry-run
     """
     from striate.papers.base import Scale
     from striate.papers.catalogue import find_paper, load_reproduction, papers
+    from striate.papers.runner import recall
     from striate.papers.runner import reproduce as run
 
     if every == bool(keys):
@@ -57,9 +62,16 @@ def reproduce(
         if not paper.implemented:
             load_reproduction(paper.key)  # says so, before anything runs
 
+    asked = keys = list(dict.fromkeys(paper.key for paper in chosen))
     outcomes: list[Outcome] = []
-    failed = []
-    for key in dict.fromkeys(paper.key for paper in chosen):
+    failed: list[str] = []
+    if jobs > 1 and len(keys) > 1:
+        given = {"--claim": claim, "--seeds": seeds, "--out": out, "--data": data, "--device": device}
+        failed += _side_by_side(keys, cast(Scale, scale), jobs, given, dry_run)
+        if not dry_run:
+            outcomes += [recall(key, scale=cast(Scale, scale), out=out) for key in keys if key not in failed]
+        keys = []
+    for key in keys:
         try:
             reproduction = load_reproduction(key)
             minutes = f"about {reproduction.minutes[cast(Scale, scale)]:.2g} min"
@@ -90,7 +102,7 @@ def reproduce(
         _say(f"   {_where(outcome)}")
     _show([row for outcome in outcomes for row in outcome.rows], markdown)
     if failed:
-        _say(f"striate: {len(failed)} of {len(failed) + len(outcomes)} failed to run: {', '.join(failed)}.")
+        _say(f"striate: {len(failed)} of {len(asked)} failed to run: {', '.join(failed)}.")
         raise typer.Exit(1)
 
 
@@ -136,6 +148,28 @@ def _show(rows: list[Row], markdown: bool) -> None:
         for line in reasons(rows):
             typer.echo(line)
     typer.echo(f"\n{summary(rows)}")
+
+
+def _side_by_side(keys: list[str], scale: Scale, jobs: int, given: Mapping[str, Any], dry_run: bool) -> list[str]:
+    """Run each paper in a process of its own, the longest first, and return those that failed."""
+    from striate.cli._jobs import run_side_by_side
+    from striate.papers.catalogue import load_reproduction
+
+    minutes = {key: load_reproduction(key).minutes[scale] for key in keys}
+    shared = ["--scale", scale, *(["--dry-run"] if dry_run else [])]
+    for option, value in given.items():
+        for each in value if isinstance(value, list) else [value]:
+            shared += [] if each is None else [option, str(each)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // jobs)
+    _say(f"── {len(keys)} papers, {scale} scale, {jobs} side by side, {threads} thread(s) each")
+    commands = {key: ["reproduce", key, *shared] for key in sorted(keys, key=lambda key: -minutes[key])}
+    try:
+        codes = run_side_by_side(commands, jobs, _say, threads)
+    except KeyboardInterrupt:
+        _say("Stopped. Finished steps are kept. The same command continues.")
+        raise typer.Exit(130) from None
+    return [key for key in keys if codes[key] != 0]
 
 
 def _where(outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ def scoreboard(
         "reproductions"
     ),
     out: Annotated[Path | None, typer.Option(help="The page. Default: scoreboard.html in DIR.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead; no page.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables instead; no page.")] = False,
 ) -> None:
     """Draw the evidence of every reproduction into one HTML page.
 
@@ -26,12 +26,13 @@ def scoreboard(
     striate scoreboard evidence --out scoreboard.html
     """
     from striate.engine.files import write_text
-    from striate.papers.scoreboard import markdown_table, summary
+    from striate.papers.scoreboard import markdown_table, summary, verdict_table
     from striate.report.scoreboard import read_entries, render_scoreboard
 
     entries = read_entries(folder)
     if markdown:
-        typer.echo(markdown_table(row for entry in entries for row in entry.rows), nl=False)
+        rows = [row for entry in entries for row in entry.rows]
+        typer.echo(f"{verdict_table(rows)}\n{markdown_table(rows)}", nl=False)
         return
     page = write_text(out or folder / "scoreboard.html", render_scoreboard(entries))
     typer.echo(summary(row for entry in entries for row in entry.rows))

@@ -40,7 +40,7 @@ def datasets() -> list[Dataset]:
     """Return every data set and packaged network, those that need no fetching first; nothing is read or fetched.
 
     >>> [dataset.name for dataset in datasets()][:3]
-    ['photographs', 'digits', 'lite0']
+    ['photographs', 'digits', 'hkcancor-sample']
     """
     with_us = "comes with Striate"
     fixed = [
@@ -53,6 +53,14 @@ def datasets() -> list[Dataset]:
             with_us,
         ),
         Dataset("digits", "embedded", "1,797 handwritten digits, 8 x 8", "scikit-learn", "BSD-3-Clause", with_us),
+        Dataset(
+            "hkcancor-sample",
+            "embedded",
+            "12 recordings of the Hong Kong Cantonese Corpus, every word tagged and romanised",
+            "striate/data/hkcancor_sample",
+            "CC BY 4.0",
+            with_us,
+        ),
     ]
     generators = [
         Dataset(name, "generator", what, f"made from {source}", "as its source", with_us)
@@ -60,6 +68,7 @@ def datasets() -> list[Dataset]:
             ("mosaic", "64 x 64 canvases with one or two objects and their boxes", "Fashion-MNIST or digits"),
             ("placed-objects", "40 x 40 colour canvases with a box and a class cue", "Fashion-MNIST or digits"),
             ("cut-out-scenes", "photographic objects with exact masks on photographs", "cut-outs, photo-backgrounds"),
+            ("named-entities", "English-like sentences with entities of five types", "a grammar"),
         )
     ]
     return [*fixed, *(_of_package(name) for name in PACKAGES), *generators]

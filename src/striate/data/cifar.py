@@ -1,16 +1,11 @@
-"""CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels, 10 classes.
-
-Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Read from the published "python version"
-(``cifar-10-batches-py``: ``data_batch_1`` … ``data_batch_5``, ``test_batch``). These files are pickles; they are opened
-so that nothing but numpy arrays can be made of them. Unverified against the real files.
-"""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their "python version": 50,000 + 10,000 colour images, 32 x 32."""
 
 from __future__ import annotations
 
-import codecs
+import io
 import pickle
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,68 +13,75 @@ import torch
 from striate.data.small import LabelledImages
 from striate.errors import DataError
 
-__all__ = ["CIFAR10_CLASSES", "cifar10"]
+__all__ = ["cifar10", "cifar100"]
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FOLDERS = {10: "cifar-10-batches-py", 100: "cifar-100-python"}
+_FILES = {
+    (10, True): tuple(f"data_batch_{i}" for i in range(1, 6)),
+    (10, False): ("test_batch",),
+    (100, True): ("train",),
+    (100, False): ("test",),
+}
+_META = {10: ("batches.meta", "label_names", "labels"), 100: ("meta", "fine_label_names", "fine_labels")}
 
 
 def cifar10(root: str | Path, train: bool) -> LabelledImages:
-    """Read one part into memory, (N, 3, 32, 32) uint8.
+    """Read CIFAR-10.
 
     Args:
-        root: the folder ``cifar-10-batches-py``, or the one that holds it.
-        train: the training part, else the test part.
+        root: the folder ``cifar-10-batches-py``, or the one that holds it (torchvision's root).
+        train: the 50,000 training images, else the 10,000 test images.
 
     Raises:
-        DataError: a file is missing, malformed, or holds more than arrays.
+        DataError: not there, damaged, or a pickle with more in it than arrays.
     """
-    folder = next((path for path in (Path(root) / "cifar-10-batches-py", Path(root)) if path.is_dir()), Path(root))
-    names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+    return _read(Path(root), 10, train)
+
+
+def cifar100(root: str | Path, train: bool) -> LabelledImages:
+    """Read CIFAR-100 with its 100 fine labels from ``cifar-100-python``; see :func:`cifar10`."""
+    return _read(Path(root), 100, train)
+
+
+def _read(root: Path, classes: int, train: bool) -> LabelledImages:
+    meta, names_key, labels_key = _META[classes]
+    folder = next((place for place in (root, root / _FOLDERS[classes]) if (place / meta).is_file()), None)
+    if folder is None:
+        raise DataError(f"No CIFAR-{classes} in {root}: {meta} was looked for, there and in {_FOLDERS[classes]}.")
+    names = tuple(str(name) for name in _field(folder / meta, names_key))
     images, labels = [], []
-    for name in names:
-        batch = _read(folder / name)
-        try:
-            pixels = np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32)
-            classes = np.asarray(batch[b"labels"], dtype=np.int64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder / name} is no batch of CIFAR-10: {type(error).__name__}: {error}.") from error
-        if (
-            pixels.dtype != np.uint8
-            or classes.shape != pixels.shape[:1]
-            or not 0 <= classes.min() <= classes.max() <= 9
-        ):
-            raise DataError(
-                f"{folder / name} is no batch of CIFAR-10: {pixels.dtype} {pixels.shape}, labels {classes.shape}."
-            )
-        images.append(torch.from_numpy(pixels.copy()))
-        labels.append(torch.from_numpy(classes))
+    for file in _FILES[classes, train]:
+        pixels, numbers = np.asarray(_field(folder / file, "data")), _field(folder / file, labels_key)
+        if pixels.ndim != 2 or pixels.shape != (len(numbers), 3072) or pixels.dtype != np.uint8:
+            raise DataError(f"{folder / file} does not hold CIFAR images: {pixels.dtype} {pixels.shape}.")
+        if len(numbers) and not 0 <= min(numbers) <= max(numbers) < classes:
+            raise DataError(f"{folder / file} does not hold CIFAR-{classes}: a label is outside 0 to {classes - 1}.")
+        images.append(torch.from_numpy(pixels.copy()).view(-1, 3, 32, 32))
+        labels.append(torch.tensor([int(number) for number in numbers]))
     part = "training" if train else "test"
-    whole = torch.cat(images)
-    return LabelledImages(whole, torch.cat(labels), CIFAR10_CLASSES, f"CIFAR-10, {part} part ({len(whole):,} images)")
+    n = sum(map(len, labels))
+    return LabelledImages(torch.cat(images), torch.cat(labels), names, f"CIFAR-{classes}, {part} part ({n:,} images)")
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Refuses every global but those of which numpy makes an array."""
+class _Arrays(pickle.Unpickler):
+    """Opens what the CIFAR files are made of, and imports nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in {"numpy.core.multiarray", "numpy._core.multiarray"}:
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
+        parts = module.split(".")
+        if parts[0] == "numpy" and name in {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"}:
+            return super().find_class(module, name)
         if (module, name) == ("_codecs", "encode"):
-            return codecs.encode
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it wants to import {module}.{name}")
 
 
-def _read(path: Path) -> dict[bytes, Any]:
-    file: IO[bytes]
+def _field(path: Path, key: str) -> Any:
     try:
-        with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="bytes").load()
-    except FileNotFoundError as error:
-        raise DataError(f"There is no {path.name} in {path.parent}; unpack cifar-10-python.tar.gz there.") from error
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, IndexError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read as a batch of CIFAR-10: {error or type(error).__name__}.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is no batch of CIFAR-10: it holds a {type(content).__name__}.")
-    return content
+        content = _Arrays(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return content[key]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Unpack the whole archive of the python version.") from None
+    except KeyError:
+        raise DataError(f"{path} has no '{key}': is it a file of the other CIFAR?") from None
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as a CIFAR file: {error}. Unpack the archive again.") from error

@@ -1,4 +1,4 @@
-"""The basic augmentations of ImageNet and of CIFAR training, on batches: a random crop, and a mirror image of half."""
+"""The basic augmentations of training, on batches: ImageNet's random crop, resized; CIFAR's shift; mirror images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,39 @@ from torch import Tensor
 
 from striate.errors import InputError
 
-__all__ = ["RandomResizedCrop", "ShiftedCrop"]
+__all__ = ["PaddedCrop", "RandomResizedCrop"]
+
+
+@dataclass(frozen=True)
+class PaddedCrop:
+    """Shift each image of a batch by itself, black coming in, and mirror some of them: He et al. (2015) on CIFAR.
+
+    The image is padded with zeros on every side, and a place of the old size is cut out of it.
+
+    Attributes:
+        padding: pixels, >= 0; each of the (2 padding + 1)² places is as likely.
+        flip: share of mirrored images.
+    """
+
+    padding: int = 4
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.padding < 0 or not 0 <= self.flip <= 1:
+            raise InputError("padding", "PaddedCrop", allowed=">= 0, flip in [0, 1]", got=self)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (N, C, H, W) for floating-point images (N, C, H, W); an augmentation of the training loop."""
+        n, _, height, width = images.shape
+        device = images.device
+        top, left = torch.randint(2 * self.padding + 1, (2, n, 1), generator=generator, device=device)
+        rows = top + torch.arange(height, device=device)
+        columns = left + torch.arange(width, device=device)
+        mirrored = torch.rand(n, 1, generator=generator, device=device) < self.flip
+        columns = torch.where(mirrored, columns.flip(1), columns)
+        padded = F.pad(images, [self.padding] * 4)
+        which = torch.arange(n, device=device)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -46,36 +78,3 @@ class RandomResizedCrop:
         theta[:, 0, 2], theta[:, 1, 2] = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-@dataclass(frozen=True)
-class ShiftedCrop:
-    """Surround each image of a batch with zeros, cut the old size out at a random place, and mirror half of them.
-
-    He et al. 2015 (arXiv 1512.03385), Section 4.2, with 4 pixels.
-
-    Attributes:
-        pad: pixels of zeros on every side.
-        flip: share of mirrored images.
-    """
-
-    pad: int = 4
-    flip: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.pad < 0 or not 0 <= self.flip <= 1:
-            raise InputError("pad", "ShiftedCrop", allowed=">= 0, flip in [0, 1]", got=self)
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return (N, C, H, W) for images (N, C, H, W); an augmentation of the training loop."""
-        n, _, height, width = images.shape
-        places = 2 * self.pad + 1
-        top, left = torch.randint(0, places, (2, n, 1), generator=generator, device=images.device)
-        rows = top + torch.arange(height, device=images.device)
-        columns = left + torch.arange(width, device=images.device)
-        mirrored = torch.rand(n, 1, generator=generator, device=images.device) < self.flip
-        columns = torch.where(mirrored, columns.flip(1), columns)
-        padded = F.pad(images, (self.pad,) * 4)
-        return padded[
-            torch.arange(n, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None]
-        ].permute(0, 3, 1, 2)

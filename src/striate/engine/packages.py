@@ -102,6 +102,16 @@ PACKAGES: dict[str, Package] = {
             47,
             installed_at="/usr/share/backgrounds/mate/nature",
         ),
+        Package(
+            "hkcancor",
+            "pypi",
+            "pycantonese",
+            "pycantonese/data/hkcancor",
+            "Hong Kong Cantonese Corpus: 58 recordings, 125,394 tagged and romanised words",
+            "CC BY 4.0",
+            43,
+            "5.0.0",
+        ),
     )
 }
 

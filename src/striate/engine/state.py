@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.errors import TrainModeWarning
 
-__all__ = ["device_of", "inspected", "seeded"]
+__all__ = ["StillStatistics", "device_of", "inspected", "mix_seeds", "seeded"]
 
 
 @contextmanager
@@ -51,6 +53,30 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
             parameter.grad = grad
 
 
+class StillStatistics(AbstractContextManager[None]):
+    """Leave the running statistics of batch norms alone inside a ``with`` block, whatever passes through in train mode.
+
+    Can be entered again after it was left, as recomputing a checkpointed part of a network may have to.
+
+    Args:
+        model: the network, or a part of it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._before: list[tuple[float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self._before = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        for norm in self._norms:
+            # Momentum 0 keeps the running statistics; without its counter a cumulative average keeps them too.
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, counter) in zip(self._norms, self._before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Run with PyTorch's global generators at ``seed`` and put them back after; None leaves them alone."""
@@ -61,6 +87,11 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def mix_seeds(*parts: int) -> int:
+    """Return a 63-bit seed that depends on every part (each >= 0); neighbouring parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def device_of(model: nn.Module, default: str | torch.device = "cpu") -> torch.device:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,16 +23,19 @@ from striate.engine.files import cache_dir, write_json
 from striate.engine.parallel import processes, shared_batch_norm, sum_over_processes
 from striate.engine.progress import progress_bar
 from striate.engine.record import environment, fingerprint
-from striate.engine.state import device_of, seeded
+from striate.engine.state import device_of, mix_seeds, seeded
 from striate.errors import InputError, RunError
 
-__all__ = ["Augment", "Loss", "Recipe", "cross_entropy", "fit", "trained"]
+__all__ = ["AfterEpoch", "Augment", "Loss", "Recipe", "cross_entropy", "fit", "trained"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 """``loss(model, images, labels, generator)``: the mean over the batch, a scalar."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """``augment(images, generator)``: images of the same shape, float."""
+
+AfterEpoch = Callable[[nn.Module, list[dict[str, Any]]], bool]
+"""``after_epoch(model, records)``: may add to the last record, JSON-able; True ends the training."""
 
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints; it changes nothing but how much a kill costs."""
@@ -52,9 +54,14 @@ class Recipe:
         lr: the highest learning rate.
         weight_decay: on every trainable parameter.
         momentum: of sgd.
-        schedule: over steps: ``"constant"``; ``"cosine"`` to 0; ``"one-cycle"``: cosine from lr / 25 up to lr in
-            the first 30 % of the steps, then down to lr / 250,000 (PyTorch's OneCycleLR without its momentum cycle).
-        warmup_epochs: linear rise from 0 before a constant or cosine schedule.
+        nesterov: sgd looks ahead along its momentum.
+        schedule: over steps: ``"constant"``; ``"cosine"`` to 0; ``"step"``: a tenth from each of ``milestones`` on;
+            ``"one-cycle"``: cosine from lr / 25 up to lr in the first 30 % of the steps, then down to lr / 250,000
+            (PyTorch's OneCycleLR without its momentum cycle); ``"inverse"``: lr / (1 + decay n) after n finished
+            epochs.
+        milestones: of the step schedule, in epochs; rounded to the nearest step.
+        decay: of the inverse schedule.
+        warmup_epochs: linear rise from 0 before a constant, cosine or step schedule.
         seed: of order, augmentation, loss noise and dropout; :func:`trained` builds the model under it too.
         clip: largest norm of the whole gradient, or None.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast with float32 weights.
@@ -66,7 +73,10 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.0
-    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "step", "one-cycle", "inverse"] = "constant"
+    milestones: tuple[float, ...] = ()
+    decay: float = 0.0
     warmup_epochs: float = 0.0
     seed: int = 0
     clip: float | None = None
@@ -75,7 +85,7 @@ class Recipe:
     def __post_init__(self) -> None:
         choices = {
             "optimizer": ("adam", "adamw", "sgd"),
-            "schedule": ("constant", "cosine", "one-cycle"),
+            "schedule": ("constant", "cosine", "step", "one-cycle", "inverse"),
             "precision": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
@@ -89,15 +99,25 @@ class Recipe:
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "seed": (self.seed >= 0, ">= 0"),
             "clip": (self.clip is None or self.clip > 0, "> 0 or None"),
+            "decay": (self.decay >= 0, ">= 0"),
             "warmup_epochs": (0 <= self.warmup_epochs <= self.epochs, f"from 0 to epochs ({self.epochs})"),
         }
         for name, (held, words) in limits.items():
             if not held:
                 raise InputError(name, "Recipe", allowed=words, got=getattr(self, name))
-        if self.warmup_epochs and self.schedule == "one-cycle":
-            raise InputError("warmup_epochs", "Recipe", allowed="0 with one-cycle, which rises by itself", got="> 0")
+        if self.warmup_epochs and self.schedule in {"one-cycle", "inverse"}:
+            raise InputError("warmup_epochs", "Recipe", allowed=f"0 with schedule '{self.schedule}'", got="> 0")
+        if self.decay and self.schedule != "inverse":
+            raise InputError("decay", "Recipe", allowed=f"0 with schedule '{self.schedule}'", got=self.decay)
         if self.momentum and self.optimizer != "sgd":
             raise InputError("momentum", "Recipe", allowed=f"0 with {self.optimizer}", got=self.momentum)
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov", "Recipe", allowed="False without momentum", got=True)
+        if bool(self.milestones) != (self.schedule == "step"):
+            words = f"{'given' if self.schedule == 'step' else 'left out'} with {self.schedule}"
+            raise InputError("milestones", "Recipe", allowed=words, got=self.milestones)
+        if not all(0 < epoch <= self.epochs for epoch in self.milestones):
+            raise InputError("milestones", "Recipe", allowed=f"in (0, {self.epochs}] epochs", got=self.milestones)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of step ``step``, counted from 0.
@@ -106,6 +126,8 @@ class Recipe:
         0.05
         """
         total = self.epochs * steps_per_epoch
+        if self.schedule == "inverse":
+            return self.lr / (1 + self.decay * (step // steps_per_epoch))
         if self.schedule == "one-cycle":
             low, peak = self.lr / 25, 0.3 * total - 1
             if step <= peak:
@@ -114,14 +136,21 @@ class Recipe:
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
             return self.lr * (step + 1) / math.ceil(warmup)
+        if self.schedule == "step":
+            return self.lr * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in self.milestones)
         if self.schedule == "cosine":
             return _cosine(self.lr, 0.0, (step - warmup) / max(1.0, total - warmup))
         return self.lr
 
 
-def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Cross entropy of the model's logits, the default loss of :func:`fit`."""
-    return F.cross_entropy(model(images), labels)
+def cross_entropy(
+    model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross entropy of the model's logits, the default loss of :func:`fit`.
+
+    For smoothed labels give :func:`fit` ``functools.partial(cross_entropy, label_smoothing=0.1)``.
+    """
+    return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
 
 
 def fit(
@@ -132,6 +161,7 @@ def fit(
     *,
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
+    after_epoch: AfterEpoch | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | None = False,
 ) -> list[dict[str, Any]]:
@@ -143,17 +173,21 @@ def fit(
 
     Args:
         model: trained where its parameters are (under torchrun: on the process's device). Frozen parameters stay.
-        images: (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or floating point.
+        images: (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or floating point; or (N, L) int64, numbers that
+            stand for something, handed on as they are.
         labels: (N,) classes, or whatever the loss takes, one row an image.
         recipe: how.
         loss: see :data:`Loss`; called in train mode, its generator is on the images' device.
         augment: see :data:`Augment`; applied to the whole batch in float, its generator is on the images' device.
+        after_epoch: see :data:`AfterEpoch`; the model is in train mode. A run that continues from a checkpoint hands
+            it the earlier records, so what it needs of the past should stand there.
         checkpoint: folder for a checkpoint every few seconds (``state.safetensors``), ``metrics.jsonl`` and the
             final ``model.safetensors``; a run that finds its own checkpoint continues, a finished one is read back.
         progress: True shows a bar, None where stderr is a terminal.
 
     Returns:
-        One record an epoch: ``epoch`` (from 1), ``step``, ``loss`` (mean over the epoch), ``lr`` (of its last step).
+        One record an epoch: ``epoch`` (from 1), ``step``, ``loss`` (mean over the epoch), ``lr`` (of its last step);
+        ``stopped`` in the last one where ``after_epoch`` ended the training.
 
     Raises:
         InputError: sizes do not match, or nothing is trainable.
@@ -182,7 +216,7 @@ def fit(
         shared_batch_norm(model),
         progress_bar(total, "training", done=step, show=progress and job.is_main_process) as advance,
     ):
-        while step < total:
+        while step < total and not (records and records[-1].get("stopped")):
             lr = recipe.lr_at(step, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -199,6 +233,8 @@ def fit(
                 _check_finite(mean, step, recipe)
                 records.append({"epoch": step // per_epoch, "step": step, "loss": mean, "lr": lr})
                 running.zero_()
+                if after_epoch is not None and after_epoch(model, records):
+                    records[-1]["stopped"] = True
             advance(1, f"loss {records[-1]['loss']:.4f}" if records else "")
             if book is not None and step < total and time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 _check_finite(float(running), step, recipe)
@@ -292,14 +328,14 @@ class _Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, len(self.images) // self.size)
         if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, _ORDER))
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, _ORDER))
             self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=generator)
         chosen = self.order[place * self.size : (place + 1) * self.size]
         x = self.images[chosen.to(self.images.device)].to(self.device)
         y = self.labels[chosen.to(self.labels.device)].to(self.device)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         if self.augment is not None:
-            x = self.augment(x, self.generator.manual_seed(_mix(self.seed, step, _AUGMENT)))
+            x = self.augment(x, self.generator.manual_seed(mix_seeds(self.seed, step, _AUGMENT)))
         return x[self.share], y[self.share]
 
 
@@ -316,8 +352,8 @@ def _gradient(
 ) -> Tensor:
     """Put the gradient of the whole batch's mean loss into ``parameters``; return that loss, detached."""
     rank = processes().process_index
-    torch.manual_seed(_mix(recipe.seed, step, _DROPOUT, rank))
-    generator = torch.Generator(x.device).manual_seed(_mix(recipe.seed, step, _LOSS, rank))
+    torch.manual_seed(mix_seeds(recipe.seed, step, _DROPOUT, rank))
+    generator = torch.Generator(x.device).manual_seed(mix_seeds(recipe.seed, step, _LOSS, rank))
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         value = loss(model, x, y, generator)
     if value.dim() != 0:
@@ -347,9 +383,12 @@ def _training(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
 
 
 def _check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, n_processes: int) -> None:
-    if images.dim() < 2 or images.shape[0] == 0 or not (images.is_floating_point() or images.dtype == torch.uint8):
+    numbers = images.dtype == torch.int64 and images.dim() == 2
+    known = images.is_floating_point() or images.dtype == torch.uint8 or numbers
+    if images.dim() < 2 or images.shape[0] == 0 or not known:
         got = f"{images.dtype} {tuple(images.shape)}"
-        raise InputError("images", "fit", allowed="uint8 or floating point (N, C, H, W) with N > 0", got=got)
+        allowed = "uint8 or floating point (N, C, H, W), or int64 (N, L), with N > 0"
+        raise InputError("images", "fit", allowed=allowed, got=got)
     if labels.shape[:1] != images.shape[:1]:
         raise InputError("labels", "fit", allowed=f"one for each of {len(images)} images", got=tuple(labels.shape))
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -369,7 +408,7 @@ def _check_finite(value: float, step: int, recipe: Recipe) -> None:
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **common)
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=recipe.nesterov, **common)
     return (torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW)(parameters, **common)
 
 
@@ -383,11 +422,6 @@ def _identity(
         "network": fingerprint({key: list(value.shape) for key, value in model.state_dict().items()}),
         "data": data_fingerprint(images, labels),
     }
-
-
-def _mix(*parts: int) -> int:
-    """Return a 63-bit seed that depends on every part; neighbouring parts give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from striate.errors import InputError
 
-__all__ = ["DynamicPositionEmbedding", "GlobalMHRA", "LocalMHRA", "batch_norm", "conv"]
+__all__ = ["MLP", "DynamicPositionEmbedding", "GlobalMHRA", "LocalMHRA", "PatchEmbed", "batch_norm", "conv"]
 
 NDim = Literal[2, 3]
 
@@ -103,3 +103,37 @@ class GlobalMHRA(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """The perceptron of a block: two linear layers, or 1 x 1 convolutions, with a GELU between.
+
+    Args:
+        fc1, fc2: the layers.
+    """
+
+    def __init__(self, fc1: nn.Module, fc2: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = fc1, nn.GELU(), fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the layers make of ``x``."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Separate patches by a strided convolution, then a layer norm over channels; or convolutions and batch norms.
+
+    Args:
+        proj: (N, C, …) to a smaller map.
+        norm: over the last axis of (N, …, C); None for none.
+    """
+
+    def __init__(self, proj: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.proj, self.norm = proj, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the smaller map, channels first."""
+        x = self.proj(x)
+        return x if self.norm is None else self.norm(x.movedim(1, -1)).movedim(-1, 1)

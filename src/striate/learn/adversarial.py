@@ -15,7 +15,7 @@ Madry's own code did; running statistics are left alone then too. The toolbox st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from striate.engine.state import StillStatistics
 from striate.engine.train import Augment, Recipe, fit
 from striate.errors import InputError
 from striate.layers.dual_bn import DualBatchNorm, bn_branch, convert_dual_bn
@@ -194,17 +194,11 @@ class AdvPropTrainer(AdversarialTrainer):
 def _crafting(model: nn.Module, mode: str) -> Iterator[None]:
     """Hold the network in the crafting mode, its running statistics untouched, and put every flag back after."""
     modes = [(module, module.training) for module in model.modules()]
-    norms = [(m, m.momentum, m.num_batches_tracked) for m in model.modules() if isinstance(m, _BatchNorm)]
     try:
         for module, training in modes:
             module.training = training and mode == "train"
-        if mode == "train":
-            for norm, _, _ in norms:
-                # Momentum 0 keeps the running statistics; without its counter a cumulative average keeps them too.
-                norm.momentum, norm.num_batches_tracked = 0.0, None
-        yield
+        with StillStatistics(model) if mode == "train" else nullcontext():
+            yield
     finally:
         for module, training in modes:
             module.training = training
-        for norm, momentum, counter in norms:
-            norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -31,7 +31,7 @@ from striate.layers.atrous_scan import ES2D
 from striate.layers.channel_first import Linear2d, PatchMerging
 from striate.layers.cross_scan import ScanMode
 from striate.layers.ss2d import SS2D
-from striate.models.variant import Variant, build
+from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
     "VARIANTS",
@@ -264,15 +264,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     distributed or averaged network (``module.``) or not, under the old names of VMamba's blocks as well. In stages 3
     and 4 the authors count blocks from 1 in one flat sequence that ends with the patch merging.
     """
-    for wrapper in ("model_ema", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    return {_ours(name): value for name, value in state_dict.items()}
+    named = rename_weights(unwrap_weights(state_dict), _RENAMED)
+    return {_counted_from_zero(name): value for name, value in named.items()}
 
 
-def _ours(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
+def _counted_from_zero(name: str) -> str:
     return re.sub(
         r"^layers\.(\d+)\.(\d+)\.(conv_pw|conv_dw|se|conv_pw2)\.",
         lambda found: f"layers.{found[1]}.blocks.{int(found[2]) - 1}.{found[3]}.",
@@ -281,7 +277,6 @@ def _ours(name: str) -> str:
 
 
 _RENAMED = (
-    (r"^(module\.)+", ""),
     (r"^patch_embed\.proj\.", "patch_embed.0."),
     (r"^patch_embed\.norm\.", "patch_embed.2."),
     (r"^norm\.", "classifier.norm."),

@@ -27,22 +27,28 @@ __all__ = [
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut.
+    """Two convolutions beside a shortcut.
 
     Args:
         in_channels, channels: of its input and output.
         stride: of the first convolution.
+        kernel_size: of both, odd.
         shortcut: where the shape changes: ``"projection"``, a 1 x 1 convolution (He et al. 2015, option B), or
             ``"pad"``, every stride-th pixel and zeros for the channels that are missing (option A: no parameters).
     """
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int = 1, shortcut: Literal["projection", "pad"] = "projection"
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        kernel_size: int = 3,
+        shortcut: Literal["projection", "pad"] = "projection",
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size, 1, kernel_size // 2, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()

@@ -9,7 +9,6 @@ merging of the two routes mixes the images of a batch; here it does not, and it 
 from __future__ import annotations
 
 import copy
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from striate.errors import InputError
 from striate.layers.conv_bn import BNLinear, ConvBN, Residual, fold
 from striate.layers.mrffi import MRFFI
-from striate.models.variant import Variant, build
+from striate.models.variant import Variant, build, unwrap_weights
 
 __all__ = [
     "FFN",
@@ -240,11 +239,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Taken are checkpoints wrapped (``net_E``: the averaged weights, ``net``, ``state_dict``, ``model_ema``, ``model``)
     or not, saved from a distributed or averaged network (``module.``) or from a detector (``backbone.``) or not.
     """
-    for wrapper in ("net_E", "net", "model_ema", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict) and state_dict[wrapper]:
-            state_dict = state_dict[wrapper]
-            break
-    named = {re.sub(r"^(module\.)+", "", name): value for name, value in state_dict.items()}
+    named = unwrap_weights(state_dict)
     if any(name.startswith("backbone.") for name in named):
         named = {name.removeprefix("backbone."): v for name, v in named.items() if name.startswith("backbone.")}
     return named

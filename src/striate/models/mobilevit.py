@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from striate.engine.load import load_state_dict, read_weights
 from striate.errors import InputError, WeightsError
 from striate.layers.mobilevit_block import MobileViTBlock, conv_norm_act
-from striate.models.variant import Variant, build
+from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
     "CONFIGS",
@@ -318,16 +318,13 @@ def convert_weights(
         raise InputError("source", "convert_weights", allowed=allowed, got=source)
     if channel_order not in ("rgb", "bgr"):
         raise InputError("channel_order", "convert_weights", allowed="rgb or bgr", got=channel_order)
-    for wrapper in ("ema_state_dict", "model_ema", "model_state_dict", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    weights = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    weights = unwrap_weights(state_dict)
     if any(key.startswith("encoder.conv_1.") for key in weights):
         weights = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     if source == "cvnets" or (source == "auto" and "conv_1.block.conv.weight" in weights):
-        weights = {_renamed(key, _CVNETS): value for key, value in weights.items()}
+        weights = rename_weights(weights, _CVNETS)
     elif source == "transformers" or any("conv_stem.convolution." in key for key in weights if source == "auto"):
-        weights = _with_joint_projections({_renamed(key, _TRANSFORMERS): value for key, value in weights.items()})
+        weights = _with_joint_projections(rename_weights(weights, _TRANSFORMERS))
     if "stem.conv.weight" not in weights:
         raise WeightsError(
             f"No MobileViT under {'CVNets, transformers or timm' if source == 'auto' else source} names: "
@@ -336,12 +333,6 @@ def convert_weights(
     if channel_order == "bgr":
         weights["stem.conv.weight"] = weights["stem.conv.weight"].flip(1)
     return weights
-
-
-def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str:
-    for pattern, ours in names:
-        key = re.sub(pattern, ours, key)
-    return key
 
 
 def _with_joint_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:

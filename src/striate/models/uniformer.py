@@ -5,12 +5,11 @@ TPAMI 2023, arXiv 2201.09450; its video networks: ICLR 2022, arXiv 2201.04676. O
 The authors' weights are under Apache-2.0 (MIT for the video repository's older files). Any image size is taken; the
 official code fixes it. L is counted at 19.7 G multiplications, which does not fit the published 12.6 G.
 
-Left out: the later light networks (XXS, XS), which prune tokens on the way.
+The light networks, which prune tokens on the way, are in :mod:`striate.models.uniformer_light`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +20,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from striate.errors import InputError
-from striate.layers.mhra import DynamicPositionEmbedding, GlobalMHRA, LocalMHRA, NDim, batch_norm, conv
-from striate.models.variant import Variant, build
+from striate.layers.mhra import (
+    MLP,
+    DynamicPositionEmbedding,
+    GlobalMHRA,
+    LocalMHRA,
+    NDim,
+    PatchEmbed,
+    batch_norm,
+    conv,
+)
+from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
     "VARIANTS",
@@ -59,7 +67,7 @@ class LocalBlock(nn.Module):
         hidden, layer = int(dim * mlp_ratio), conv(ndim)
         self.pos_embed = DynamicPositionEmbedding(dim, ndim)
         self.norm1, self.attn = batch_norm(dim, ndim), LocalMHRA(dim, kernel_size, ndim)
-        self.norm2, self.mlp = batch_norm(dim, ndim), _MLP(layer(dim, hidden, 1), layer(hidden, dim, 1))
+        self.norm2, self.mlp = batch_norm(dim, ndim), MLP(layer(dim, hidden, 1), layer(hidden, dim, 1))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ class GlobalBlock(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.pos_embed = DynamicPositionEmbedding(dim, ndim)
         self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), GlobalMHRA(dim, num_heads, window)
-        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), _MLP(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), MLP(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
         self.gamma_1 = self.gamma_2 = None
         if layer_scale is not None:
@@ -129,7 +137,7 @@ class SplitBlock(nn.Module):
         self.pos_embed = DynamicPositionEmbedding(dim, 3)
         self.t_norm, self.t_attn = nn.LayerNorm(dim, eps=1e-6), GlobalMHRA(dim, num_heads)
         self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), GlobalMHRA(dim, num_heads)
-        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), _MLP(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), MLP(nn.Linear(dim, hidden), nn.Linear(hidden, dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -262,41 +270,20 @@ class UniFormer(nn.Module):
         self.grad_checkpointing = enable
 
 
-class _MLP(nn.Module):
-    def __init__(self, fc1: nn.Module, fc2: nn.Module) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = fc1, nn.GELU(), fc2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class _PatchEmbed(nn.Module):
-    """Separate patches by a strided convolution, then a layer norm over channels; or convolutions and batch norms."""
-
-    def __init__(self, proj: nn.Module, norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.proj, self.norm = proj, norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        return x if self.norm is None else self.norm(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, time: bool, ndim: NDim) -> _PatchEmbed:
+def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, time: bool, ndim: NDim) -> PatchEmbed:
     if conv_stem:
         half = dim // 2
         layers: list[nn.Module] = [nn.Conv2d(channels, dim, 3, 2, 1), nn.BatchNorm2d(dim)]
         if first:
             layers = [nn.Conv2d(channels, half, 3, 2, 1), nn.BatchNorm2d(half), nn.GELU()]
             layers += [nn.Conv2d(half, dim, 3, 2, 1), nn.BatchNorm2d(dim)]
-        return _PatchEmbed(nn.Sequential(*layers))
+        return PatchEmbed(nn.Sequential(*layers))
     side = 4 if first else 2
     if ndim == 2:
-        return _PatchEmbed(nn.Conv2d(channels, dim, side, side), nn.LayerNorm(dim))
+        return PatchEmbed(nn.Conv2d(channels, dim, side, side), nn.LayerNorm(dim))
     frames, padding = (3, 1) if first or time else (1, 0)
     stride = (2 if first else 1, side, side)
-    return _PatchEmbed(nn.Conv3d(channels, dim, (frames, side, side), stride, (padding, 0, 0)), nn.LayerNorm(dim))
+    return PatchEmbed(nn.Conv3d(channels, dim, (frames, side, side), stride, (padding, 0, 0)), nn.LayerNorm(dim))
 
 
 def _init(module: nn.Module) -> None:
@@ -307,7 +294,6 @@ def _init(module: nn.Module) -> None:
 
 
 _RENAMED = (
-    (r"^(module\.)+", ""),
     (r"\.pos_embed\.(weight|bias)$", r".pos_embed.proj.\1"),
     (r"^(blocks\d\.\d+)\.(conv[12])\.", r"\1.attn.\2."),
     (r"\.attn\.(weight|bias)$", r".attn.affinity.\1"),
@@ -319,16 +305,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
     Wrapped (``model``, ``model_state``, ``state_dict``) or not; the auxiliary head of token labelling is dropped.
     """
-    for wrapper in ("model_ema", "model_state", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    return {_ours(name): value for name, value in state_dict.items() if not name.startswith("aux_head.")}
-
-
-def _ours(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
+    weights = unwrap_weights(state_dict)
+    return rename_weights({name: w for name, w in weights.items() if not name.startswith("aux_head.")}, _RENAMED)
 
 
 _PLUS: dict[str, Any] = {"depths": (3, 5, 9, 3), "conv_stem": True}

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["FAMILIES", "Variant", "build", "variants"]
+__all__ = ["FAMILIES", "Variant", "build", "rename_weights", "unwrap_weights", "variants"]
 
 FAMILIES: tuple[str, ...] = (
     "vmamba",
     "efficient_vmamba",
     "mobilevit",
     "uniformer",
+    "uniformer_light",
     "mobile_mamba",
 )
 """Modules of this package that register networks; each has a ``VARIANTS``."""
+
+_WRAPPERS = ("ema_state_dict", "model_ema", "net_E", "net", "model_state", "model_state_dict", "state_dict", "model")
+"""Under what names training code saves weights; averaged ones come first."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,26 @@ def build(
         feature_cfg={"feature_cls": "hook", "no_rewrite": True, "out_indices": tuple(range(4))},
         **{**variant.options, **options},
     )
+
+
+def unwrap_weights(state_dict: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a training checkpoint, averaged ones if there are any, without ``module.`` in front."""
+    for wrapper in _WRAPPERS:
+        if isinstance(state_dict.get(wrapper), dict) and state_dict[wrapper]:
+            state_dict = state_dict[wrapper]
+    return {re.sub(r"^(module\.)+", "", name): value for name, value in state_dict.items()}
+
+
+def rename_weights(state_dict: dict[str, Tensor], patterns: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return the weights under other names: each (regular expression, replacement) in turn."""
+    pairs = tuple(patterns)
+
+    def renamed(name: str) -> str:
+        for pattern, replacement in pairs:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return {renamed(name): value for name, value in state_dict.items()}
 
 
 def variants() -> dict[str, Variant]:

@@ -7,7 +7,6 @@ perceptron). The authors' checkpoints (MIT) load under both generations of names
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from striate.errors import InputError
 from striate.layers.channel_first import Linear2d, PatchMerging
 from striate.layers.ss2d import SS2D
-from striate.models.variant import Variant, build
+from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
     "VARIANTS",
@@ -195,7 +194,6 @@ def _init(module: nn.Module) -> None:
 
 
 _RENAMED = (
-    (r"^(module\.)+", ""),
     (r"^patch_embed\.proj\.", "patch_embed.0."),
     (r"^patch_embed\.norm\.", "patch_embed.2."),
     (r"^norm\.", "classifier.norm."),
@@ -212,20 +210,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     Wrapped (``model``, ``model_ema``, ``state_dict``) or not, from a distributed or averaged network (``module.``) or
     not; ``ln_1`` and ``self_attention`` are the first version's names of ``norm`` and ``op``.
     """
-    for wrapper in ("model_ema", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    renamed = {_ours(name): value for name, value in state_dict.items()}
+    renamed = rename_weights(unwrap_weights(state_dict), _RENAMED)
     for name, own in model.state_dict().items():
         if name in renamed and renamed[name].dim() == 4 and own.dim() == 2:  # a linear layer saved as a convolution
             renamed[name] = renamed[name].flatten(1)
     return renamed
-
-
-def _ours(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 _VANILLA: dict[str, Any] = {

@@ -27,7 +27,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -36,19 +35,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.far_cue import far_cue
-from striate.data.picture import prepare
 from striate.data.small import default_set
-from striate.engine.load import load_model
 from striate.engine.macs import count_macs
-from striate.engine.model import VisionModel
 from striate.engine.state import seeded
-from striate.engine.train import Recipe, fit, trained
-from striate.errors import RunError
+from striate.engine.train import Recipe, trained
 from striate.layers.atrous_scan import ES2D
 from striate.layers.ss2d import SS2D
 from striate.models.efficient_vmamba import VARIANTS, EfficientVMamba, EVSSBlock
 from striate.models.micro import MobileMicro
 from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.published import measure_published, training_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -219,51 +215,11 @@ def _measure_far(network: Callable[[], nn.Module], test: Any) -> dict[str, Any]:
 def _paper(run: Run) -> None:
     """The authors' checkpoints on ImageNet's validation set; with ``dry_run`` random weights, images and one step."""
     for name in VARIANTS if run.wants("C1") else []:
-        run.step(f"imagenet/{name}", partial(_measure_published, run, name))
-    if run.dry_run:
-        run.step("training", partial(_one_training_step, run))
-
-
-def _measure_published(run: Run, name: str) -> dict[str, Any]:
-    if run.dry_run:
-        model = load_model(name, device=run.device)
-        found: Any = [(torch.rand(2, 3, 224, 224), torch.tensor([0, 1]))]
-    else:
-        if run.data is None:
-            raise RunError("The paper scale needs ImageNet and the checkpoints: --data FOLDER, or --dry-run.")
-        model = load_model(str(run.data / "checkpoints" / f"{name}.pth"), architecture=name, device=run.device)
-        found = _imagenet(run.data, model)
-    right = n = 0
-    with torch.inference_mode():
-        for images, labels in found:
-            right += int((model(images.to(run.device)).argmax(1).cpu() == labels).sum())
-            n += len(labels)
-    return {"correct": right, "n": n}
-
-
-def _imagenet(root: Path, model: VisionModel) -> Any:
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
-
-    folder = ImageFolder(str(root / "val"), transform=lambda image: prepare(image, model.preprocessing))
-    return DataLoader(folder, batch_size=128, num_workers=8)
-
-
-def _one_training_step(run: Run) -> dict[str, Any]:
-    """The authors' recipe, by their logs, on as many images as fit anywhere."""
-    from timm.data import Mixup
-
-    mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000)
-    recipe = Recipe(1, 2, "adamw", 2e-3, weight_decay=0.04, schedule="cosine", clip=1.0)
-    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with seeded(0):
-        model = EfficientVMamba(**VARIANTS["efficient_vmamba_t"].options, drop_path_rate=0.1).to(run.device)
-
-    def loss(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        mixed, targets = mix(x.clone(), y)
-        return F.cross_entropy(model(mixed), targets)
-
-    return fit(model, images, torch.tensor([1, 2]), recipe, loss=loss)[-1]
+        run.step(f"imagenet/{name}", partial(measure_published, run, name))
+    if run.dry_run:  # by the authors' logs
+        recipe = Recipe(1, 2, "adamw", 2e-3, weight_decay=0.04, schedule="cosine", clip=1.0)
+        step = partial(training_step, run, "efficient_vmamba_t", recipe, mixup=0.2, drop_path_rate=0.1)
+        run.step("training", step)
 
 
 # ------------------------------------------------------------------------------------------------- predicates

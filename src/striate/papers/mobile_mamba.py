@@ -25,7 +25,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.gratings import gratings
-from striate.data.picture import prepare
 from striate.data.small import default_set
-from striate.engine.load import load_model, load_state_dict, read_weights
 from striate.engine.macs import count_macs
-from striate.engine.model import VisionModel
 from striate.engine.state import seeded
-from striate.engine.train import Recipe, fit, trained
-from striate.errors import RunError
+from striate.engine.train import Recipe, trained
 from striate.models.micro import MobileMicro
-from striate.models.mobile_mamba import VARIANTS, MobileMamba, checkpoint_filter_fn
+from striate.models.mobile_mamba import VARIANTS, MobileMamba
 from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.published import measure_published, training_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -240,53 +236,12 @@ def _parameters(model: nn.Module) -> int:
 def _paper(run: Run) -> None:
     """The authors' checkpoints on ImageNet's validation set; with ``dry_run`` random weights, images and one step."""
     for name in VARIANTS if run.wants("C1") else []:
-        run.step(f"imagenet/{name}", partial(_measure_published, run, name))
+        run.step(f"imagenet/{name}", partial(measure_published, run, name))
     if run.wants("C2") and run.device.type == "cuda":
         run.step("speed", partial(_measure_speed, 2 if run.dry_run else 256, 224, 1 if run.dry_run else 20, run.device))
     if run.dry_run:
-        run.step("training", partial(_one_training_step, run))
-
-
-def _measure_published(run: Run, name: str) -> dict[str, Any]:
-    model = load_model(name, device=run.device)
-    if run.dry_run:
-        found: Any = [(torch.rand(2, *VARIANTS[name].input_size), torch.tensor([0, 1]))]
-    else:
-        if run.data is None:
-            raise RunError("The paper scale needs ImageNet and the checkpoints: --data FOLDER, or --dry-run.")
-        path = run.data / "checkpoints" / f"{name}.pth"
-        load_state_dict(model.network, checkpoint_filter_fn(read_weights(path), model.network), origin=path.name)
-        found = _imagenet(run.data, model)
-    right = n = 0
-    with torch.inference_mode():
-        for images, labels in found:
-            right += int((model(images.to(run.device)).argmax(1).cpu() == labels).sum())
-            n += len(labels)
-    return {"correct": right, "n": n}
-
-
-def _imagenet(root: Path, model: VisionModel) -> Any:
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
-
-    folder = ImageFolder(str(root / "val"), transform=lambda image: prepare(image, model.preprocessing))
-    return DataLoader(folder, batch_size=128, num_workers=8)
-
-
-def _one_training_step(run: Run) -> dict[str, Any]:
-    from timm.data import Mixup
-
-    mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000)
-    recipe = Recipe(1, 2, "adamw", 1.5e-3, weight_decay=0.05, schedule="cosine", clip=5.0)
-    images = torch.rand(2, 3, 192, 192, generator=torch.Generator().manual_seed(0))
-    with seeded(0):
-        model = MobileMamba(**VARIANTS["mobile_mamba_t2"].options).to(run.device)
-
-    def loss(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        mixed, targets = mix(x.clone(), y)
-        return F.cross_entropy(model(mixed), targets)
-
-    return fit(model, images, torch.tensor([1, 2]), recipe, loss=loss)[-1]
+        recipe = Recipe(1, 2, "adamw", 1.5e-3, weight_decay=0.05, schedule="cosine", clip=5.0)
+        run.step("training", partial(training_step, run, "mobile_mamba_t2", recipe))
 
 
 # ------------------------------------------------------------------------------------------------- predicates

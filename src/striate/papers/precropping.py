@@ -39,7 +39,7 @@ from striate.compress.masks import apply_weight_mask, bake_weight_mask, mask_den
 from striate.compress.precropping import precrop
 from striate.compress.scores import weight_mask
 from striate.data.cifar import cifar10
-from striate.data.crops import ShiftedCrop
+from striate.data.crops import PaddedCrop
 from striate.data.small import LabelledImages, default_set, digits
 from striate.engine.latency import compare_latency
 from striate.engine.macs import count_macs
@@ -149,7 +149,7 @@ def _train_all(
                     partial(_arm, build, arm, density, partial(synflow, density), example, seed),
                     lambda: (train.images, train.labels),
                     _recipe(run, seed),
-                    augment=ShiftedCrop() if run.scale == "paper" else None,
+                    augment=PaddedCrop() if run.scale == "paper" else None,
                     key={"data": train.origin, "n": len(train), "density": density, "rounds": rounds, "version": 1},
                     device=run.device,
                 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from striate.data.picture import prepare
 from striate.engine.load import load_model
+from striate.engine.model import Preprocessing
 from striate.engine.state import seeded
 from striate.engine.train import Recipe, fit
 from striate.errors import RunError
 from striate.models.variant import variants
 from striate.papers.base import Judgement, Run
 
-__all__ = ["judge_published", "measure_published", "training_step"]
+__all__ = ["count_right", "judge_published", "measure_published", "training_step", "validation_images"]
 
 
 def measure_published(run: Run, name: str) -> dict[str, Any]:
@@ -29,29 +31,32 @@ def measure_published(run: Run, name: str) -> dict[str, Any]:
     """
     if run.dry_run:
         model = load_model(name, device=run.device)
-        batches: Any = [(torch.rand(2, *model.preprocessing.input_size), torch.tensor([0, 1]))]
-    else:
-        if run.data is None:
-            raise RunError("The paper scale needs ImageNet and the authors' checkpoints: --data FOLDER, or --dry-run.")
-        files = [run.data / "checkpoints" / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
-        file = next((path for path in files if path.is_file()), files[-1])
-        model = load_model(str(file), architecture=name, num_classes=1000, device=run.device)
-        batches = _validation(run, model)
-    right = n = 0
-    with torch.inference_mode():
-        for images, labels in batches:
-            right += int((model(images.to(run.device)).argmax(1).cpu() == labels).sum())
-            n += len(labels)
-    return {"correct": right, "n": n}
+        return count_right(model, [(torch.rand(2, *model.preprocessing.input_size), torch.tensor([0, 1]))], run.device)
+    if run.data is None:
+        raise RunError("The paper scale needs ImageNet and the authors' checkpoints: --data FOLDER, or --dry-run.")
+    files = [run.data / "checkpoints" / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
+    file = next((path for path in files if path.is_file()), files[-1])
+    model = load_model(str(file), architecture=name, num_classes=1000, device=run.device)
+    return count_right(model, validation_images(run.data, model.preprocessing), run.device)
 
 
-def _validation(run: Run, model: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def validation_images(root: Path, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of (N, C, H, W) pixels in [0, 1] and (N,) labels from ``root/val/<wnid>/*.JPEG``."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    assert run.data is not None  # the caller looked
-    folder = ImageFolder(str(run.data / "val"), transform=lambda image: prepare(image, model.preprocessing))
+    folder = ImageFolder(str(root / "val"), transform=lambda image: prepare(image, preprocessing))
     yield from DataLoader(folder, batch_size=128, num_workers=8)
+
+
+def count_right(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> dict[str, int]:
+    """Return how many of ``n`` images get the right class, as ``correct``; the model is in eval mode."""
+    correct = n = 0
+    with torch.inference_mode():
+        for images, labels in batches:
+            correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+            n += len(labels)
+    return {"correct": correct, "n": n}
 
 
 def training_step(run: Run, name: str, recipe: Recipe, *, mixup: float = 0.8, **options: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from striate.papers.scoreboard import summary
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NOT_JUDGED", "Outcome", "Row", "VerifiedRow", "judge", "reproduce", "verify"]
+__all__ = ["NOT_JUDGED", "Outcome", "Row", "VerifiedRow", "judge", "recall", "reproduce", "verify"]
 
 NOT_JUDGED = "not judged"
 _NOT_RUN = "This claim was left out of the run."
@@ -178,6 +178,18 @@ def reproduce(
         {"paper": paper.key, "scale": scale, "evidence": evidence.mark, "verdicts": [row.to_dict() for row in rows]},
     )
     return Outcome(paper.key, scale, folder, evidence, rows)
+
+
+def recall(key: str | Reproduction, *, scale: Scale, out: str | Path = "reproductions") -> Outcome:
+    """Return what a finished run came to, from its evidence; nothing is measured.
+
+    Raises:
+        RunError: there is no evidence, or it is damaged.
+    """
+    reproduction = key if isinstance(key, Reproduction) else load_reproduction(key)
+    folder = Path(out) / reproduction.key / scale
+    evidence = read_evidence(folder / "evidence.json")
+    return Outcome(reproduction.key, scale, folder, evidence, judge(reproduction, evidence))
 
 
 def judge(reproduction: Reproduction, evidence: Evidence) -> tuple[Row, ...]:

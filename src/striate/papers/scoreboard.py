@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
     from striate.papers.runner import Row, VerifiedRow
 
-__all__ = ["TABLE_WIDTH", "markdown_table", "reasons", "rich_table", "summary", "text_blocks", "verification_table"]
+__all__ = [
+    "TABLE_WIDTH",
+    "markdown_table",
+    "reasons",
+    "rich_table",
+    "summary",
+    "text_blocks",
+    "verdict_table",
+    "verification_table",
+]
 
 TABLE_WIDTH = 110
 """Columns below which :func:`text_blocks` reads better than :func:`rich_table`."""
@@ -72,6 +81,19 @@ def markdown_table(rows: Iterable[Row]) -> str:
         paper, _, *rest = _cells(row)
         cells = (paper, f"{row.name}: {row.text}", *rest, row.reason or _NONE)
         lines.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def verdict_table(rows: Iterable[Row]) -> str:
+    """Return a GitHub table with a line for each paper: which of its claims got which verdict."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        found.setdefault(row.paper, {}).setdefault(row.verdict, []).append(row.name)
+    verdicts = [verdict for verdict in VERDICTS if any(verdict in judged for judged in found.values())]
+    lines = [f"| paper | {' | '.join(verdicts)} |", "|" + "---|" * (len(verdicts) + 1)]
+    for paper, judged in found.items():
+        cells = (_escaped("; ".join(judged.get(verdict, [_NONE]))) for verdict in verdicts)
+        lines.append(f"| {paper} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ mixup 0.8, CutMix 1.0, labels smoothed by 0.1, RandAugment m9, random erasing 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -316,6 +316,16 @@ def _judge_order(part: str, bound: Callable[[float, float], bool], steps: Mappin
     return Judgement("not reproduced", measured, control, "Knowing the order of frames did not help.")
 
 
+_AT_CHANCE = (
+    "No placement answers the far relation better than a coin after so few steps, so they cannot be told apart."
+)
+
+
+def _learned(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether any network answers the relation in 60 % of the images, where a coin does in 50."""
+    return any(_share(record, "relation") >= 60 for records in found.values() for record in records)
+
+
 def _judge_placement(steps: Mapping[str, Any]) -> Judgement:
     """C7: accuracy of the class against every other placement, cost against all-global."""
     found = {placement: _records(steps, f"placement/{placement}") for placement in _PLACEMENTS}
@@ -325,6 +335,8 @@ def _judge_placement(steps: Mapping[str, Any]) -> Judgement:
     cost = {placement: records[0]["macs"]["224"] for placement, records in found.items()}
     measured = f"LLGG {mean['LLGG']:.1f} %, {cost['LLGG'] / 1e6:.0f} M at 224 pixels"
     control = "; ".join(f"{p} {mean[p]:.1f} %, {cost[p] / 1e6:.0f} M" for p in _PLACEMENTS[1:])
+    if not _learned(found):
+        return Judgement("inconclusive", measured, control, _AT_CHANCE)
     better = [p for p in _PLACEMENTS[1:] if mean[p] - 1 > mean["LLGG"]]
     if better:
         return Judgement("not reproduced", measured, control, f"More than a point better: {', '.join(better)}.")
@@ -354,6 +366,8 @@ def _judge_relation(steps: Mapping[str, Any]) -> Judgement:
         for ours, local in zip(found["LLGG"], found["LLLL"], strict=True)
     ]
     figures = shown("LLGG"), shown("LLLL")
+    if not _learned({placement: _records(steps, f"placement/{placement}") for placement in _PLACEMENTS}):
+        return Judgement("inconclusive", *figures, _AT_CHANCE)
     if min(gaps) >= 3:
         return Judgement("reproduced", *figures)
     if max(gaps) >= 3:
@@ -440,17 +454,19 @@ REPRODUCTION = Reproduction(
         Predicate(
             "C7",
             "LLGG's accuracy is at most a point below that of LLLL, GGGG and GGLL, in the mean and in every seed, and "
-            "at 224 pixels it costs less than 0.6 of GGGG's multiplications.",
+            "at 224 pixels it costs less than 0.6 of GGGG's multiplications. Inconclusive where no network gets the "
+            "far relation right in 60 % of the images.",
             _judge_placement,
             part="placement",
         ),
         Predicate(
             "C7",
-            "LLLL is at least 3 points behind LLGG on the far relation, in every seed.",
+            "LLLL is at least 3 points behind LLGG on the far relation, in every seed. Inconclusive where no network "
+            "gets it right in 60 % of the images.",
             _judge_relation,
             part="global factor",
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
-    minutes={"smoke": 0.2, "laptop": 4, "paper": 30},
+    minutes={"smoke": 0.2, "laptop": 7, "paper": 30},
 )

@@ -602,5 +602,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
-    minutes={"smoke": 0.15, "laptop": 2.5, "paper": 10},
+    minutes={"smoke": 0.15, "laptop": 2, "paper": 10},
 )

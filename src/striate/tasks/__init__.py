@@ -1,0 +1,1 @@
+"""Whole applied systems, each a package with its data format, model, training, evaluation and command."""
