@@ -17,6 +17,7 @@ from striate.compress.graph import channel_graph
 from striate.engine.macs import count_macs
 from striate.engine.resize import size_changes
 from striate.errors import CheckError, InputError, ModelError
+from striate.models.cifar_resnet import CifarResNet
 from striate.models.micro import MobileMicro, ResNetMicro
 from striate.models.mini import densenet_mini, inception_mini
 from striate.models.tiny import TinyAlex, TinyMobile
@@ -238,12 +239,12 @@ def test_any_choice_of_channels(seed, name):
 
 
 def test_groups_of_a_residual_network():
-    graph = channel_graph(ResNetMicro((16, 32, 64), (3, 3, 3), shortcut="pad"), images())
+    graph = channel_graph(CifarResNet(20, shortcut="pad"), images())
     trunk = [group for group in graph.groups if group.joined]
     inner = [group for group in graph.groups if not group.joined]
     assert [group.size for group in inner] == [16] * 3 + [32] * 3 + [64] * 3
-    assert inner[0].writers == ("layer1.0.conv1",)
-    assert inner[0].readers == ("layer1.0.conv2",)
+    assert inner[0].writers == ("blocks.0.conv1",)
+    assert inner[0].readers == ("blocks.0.conv2",)
     assert [group.size for group in trunk] == [16, 32, 64]
     assert all(group.mixed for group in trunk)  # zero-padded shortcuts
     assert not any(group.mixed for group in inner)

@@ -18,12 +18,11 @@ from striate.compress.precropping import TOLERANCE, preconfig, precrop
 from striate.compress.widths import fast_multiple, rounded
 from striate.engine.macs import count_macs
 from striate.errors import CheckError, InputError, ModelError
+from striate.models.cifar_resnet import CifarResNet
 from striate.models.micro import MobileMicro, ResNetMicro
 from striate.models.mini import densenet_mini, inception_mini, resnet_mini
 from striate.models.tiny import TinyAlex, TinyMobile
 from striate.testing import check_model, left_as_it_came
-
-RESNET20 = {"widths": (16, 32, 64), "depths": (3, 3, 3), "shortcut": "pad"}
 
 
 def images(side=32, channels=3):
@@ -31,9 +30,8 @@ def images(side=32, channels=3):
 
 
 def test_resnet_20_at_a_fifth():
-    model = ResNetMicro(**RESNET20)
-    small = precrop(model, 0.2, images())
-    blocks = [block for stage in (small.layer1, small.layer2, small.layer3) for block in stage]
+    small = precrop(CifarResNet(20, shortcut="pad"), 0.2, images())
+    blocks = list(small.blocks)
     assert [block.conv1.out_channels for block in blocks] == [16, 16, 16, 15, 11, 11, 7, 6, 6]
     assert [block.conv2.out_channels for block in blocks] == [16] * 3 + [32] * 3 + [64] * 3
     report = small.crop_report
@@ -42,9 +40,9 @@ def test_resnet_20_at_a_fifth():
     assert report.kappa == 1
     assert report.macs[1] == count_macs(small, images()[:1])
     assert [check.passed for check in report.checks] == [True, True, True]
-    assert report.widths["layer3.0.conv1"] == (64, 7)
-    assert report.achieved["layer3.0.conv2"] == pytest.approx(7 / 64)
-    assert report.target["layer3.0.conv2"] == pytest.approx(0.08764, abs=5e-6)
+    assert report.widths["blocks.6.conv1"] == (64, 7)
+    assert report.achieved["blocks.6.conv2"] == pytest.approx(7 / 64)
+    assert report.target["blocks.6.conv2"] == pytest.approx(0.08764, abs=5e-6)
 
 
 def test_a_bottleneck_solves_its_quadratic():
@@ -101,7 +99,7 @@ def test_budgets_are_met_after_rounding(build, side, residual):
 @pytest.mark.parametrize("residual", ["inner", "stage"])
 def test_a_cropped_network_is_a_classifier_like_any_other(residual):
     torch.manual_seed(0)
-    model = ResNetMicro((8, 16), shortcut="pad")
+    model = CifarResNet(8, 4, shortcut="pad")
     check_model(precrop(model, 0.4, images(16), residual=residual), images(16), classes=10)
 
 
@@ -139,8 +137,8 @@ def test_stage_crops_what_additions_join():
     inner, stage = (precrop(model, 0.3, x, residual=residual) for residual in ("inner", "stage"))
     assert inner.layer3[0].conv2.out_channels == 64
     assert stage.layer3[0].conv2.out_channels == stage.layer3[1].conv2.out_channels < 64
-    padded = precrop(ResNetMicro(**RESNET20), 0.2, x, residual="stage")
-    assert padded.layer3[0].shortcut.out_channels == padded.layer3[0].conv2.out_channels < 64
+    padded = precrop(CifarResNet(20, shortcut="pad"), 0.2, x, residual="stage")
+    assert padded.blocks[6].shortcut.out_channels == padded.blocks[6].conv2.out_channels < 64
     assert padded(x).shape == (2, 10)
 
 

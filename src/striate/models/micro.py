@@ -8,7 +8,6 @@ MobileNetV3, arXiv 1905.02244). Widths and depths are arguments, so that paramet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +26,6 @@ class ResNetMicro(nn.Module):
         stem_stride: 1, 2 or 4.
         in_chans: channels of the image.
         num_classes: outputs.
-        shortcut: of the blocks, see :class:`~striate.models.mini.BasicBlock`. With widths 16, 32, 64, n blocks each and
-            ``"pad"`` this is the ResNet-(6n + 2) for CIFAR-10 of He et al. 2015.
     """
 
     def __init__(
@@ -38,7 +35,6 @@ class ResNetMicro(nn.Module):
         stem_stride: int = 1,
         in_chans: int = 3,
         num_classes: int = 10,
-        shortcut: Literal["projection", "pad"] = "projection",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -52,7 +48,7 @@ class ResNetMicro(nn.Module):
         for i, width in enumerate(widths):
             blocks = []
             for j in range(depths[i] if depths else 1):
-                blocks.append(BasicBlock(channels, width, stride=2 if i and j == 0 else 1, shortcut=shortcut))
+                blocks.append(BasicBlock(channels, width, stride=2 if i and j == 0 else 1))
                 channels = width
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)

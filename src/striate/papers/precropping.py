@@ -47,7 +47,7 @@ from striate.engine.memory import activation_bytes
 from striate.engine.state import seeded
 from striate.engine.train import Recipe, trained
 from striate.errors import RunError
-from striate.models.micro import ResNetMicro
+from striate.models.cifar_resnet import CifarResNet
 from striate.papers.base import Judgement, Predicate, Reproduction, Run
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(run: Run) -> None:
         return
     densities = (0.2,) if smoke else (0.2, 0.05)
     arms: tuple[str, ...] = ("mask", "reshuffled", "wrong", "precrop") if smoke else _ARMS
-    build = partial(ResNetMicro, (16, 32, 64), (1, 1, 1) if smoke else (2, 2, 2), in_chans=1, shortcut="pad")
+    build = partial(CifarResNet, 8 if smoke else 14, in_chans=1, shortcut="pad")
     if run.wants("C1", "C2"):
         train, test = _images(run, 16)
         run.note("data", {"train": train.origin, "test": test.origin, "n": [len(train), len(test)], "pixels": 16})
@@ -262,7 +262,7 @@ def _for_grey(network: nn.Module, channels: int) -> nn.Module:
 
 def _paper(run: Run) -> None:
     """ResNet-20 on CIFAR-10; with ``dry_run`` one step on random data, and one of a cropped MobileNetV2."""
-    build = partial(ResNetMicro, (16, 32, 64), (3, 3, 3), shortcut="pad")
+    build = partial(CifarResNet, 20, shortcut="pad")
     densities: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05)
     seeds = run.seeds
     if run.dry_run:
