@@ -298,6 +298,22 @@ def test_layers_of_train_mode_are_seen_too():
     assert [tuple(out.shape) for out in cropped(x)] == [(2, 5), (2, 5)]
 
 
+def test_a_bias_that_stands_by_itself_joins_nothing():
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head, self.bias = nn.Conv2d(3, 8, 1), nn.Linear(8, 2), nn.Parameter(torch.randn(8, 1, 1))
+
+        def forward(self, x):
+            return self.head((self.stem(x) + self.bias).mean((2, 3)))
+
+    model, x = Biased(), images(6)
+    graph = channel_graph(model, x)
+    assert not graph.groups[0].joined
+    assert equality_check(model, graph, {0: [1, 4]}, x).passed
+    assert crop_channels(model, graph, {0: [1, 4]}, x).bias.flatten().tolist() == model.bias.flatten()[[1, 4]].tolist()
+
+
 def test_what_never_runs_is_named():
     model = ResNetMicro((4, 8))
     model.spare = nn.Linear(8, 2)

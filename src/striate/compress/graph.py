@@ -221,8 +221,10 @@ def _assembled(trace: Trace) -> ChannelGraph:
     added = mixed.copy()
     for numbers in labels.mixed:
         mixed[channel_of[numbers]] = True
-    for numbers in labels.added:
-        added[channel_of[numbers]] = True
+    alone = np.concatenate([np.zeros(0, dtype=int), *(item.outputs for item in seen.values() if item.kind == "tensor")])
+    for pairs in labels.added:
+        joined = pairs[~np.isin(pairs, alone).any(axis=1)]  # a bias that stands by itself joins nothing
+        added[channel_of[joined]] = True
     spots = [(name, side) for name, item in seen.items() for side in _sides(item)]
     group_of, index_in, members = _groups(seen, spots, channel_of, stuck, added)
     why: dict[int, str] = {}

@@ -53,7 +53,7 @@ class ChannelLabels(TorchDispatchMode):
         fixed: (numbers, why) of channels that must stay.
         mixed: numbers of channels that a normalisation or a mean over channels combines: without one of them the
             others come out differently than with a zero in its place.
-        added: numbers of channels that an addition of two tensors joined.
+        added: (n, 2) arrays of numbers that an addition of two tensors joined.
         where: called for the place in the network, for reasons.
     """
 
@@ -230,8 +230,7 @@ class ChannelLabels(TorchDispatchMode):
         a, b = torch.broadcast_tensors(_core(first), _core(second))
         numbers_a, numbers_b = a.reshape(-1).numpy(), b.reshape(-1).numpy()
         if name == "add":
-            differ = numbers_a != numbers_b
-            self.added += [np.unique(numbers_a[differ]), np.unique(numbers_b[differ])]
+            self.added.append(np.stack([numbers_a, numbers_b], axis=1)[numbers_a != numbers_b])
         self.join(numbers_a, numbers_b)
         return wide if wide.numel() >= narrow.numel() else narrow
 

@@ -97,7 +97,7 @@ def precrop(
     Args:
         model: any CNN; it is not touched.
         density: layer -> density from :func:`~striate.compress.density.layer_density`, or one number in (0, 1]: the
-            share of all weights, spread by SynExp.
+            share of all weights, spread by SynExp. Layers that a mapping leaves out count as 1.
         example_input: (N, C, H, W); one image of it is enough.
         residual: ``"inner"`` leaves channels that additions join as they are, ``"stage"`` crops them too.
         divisor: widths become multiples of it where that leaves a choice; ``"auto"`` takes what convolutions are
