@@ -14,8 +14,9 @@ from striate.engine.macs import count_macs
 from striate.errors import InputError
 from striate.models import cifar_resnet as resnets
 from striate.models import cifar_vgg as vggs
-from striate.models.cifar_resnet import cifar_resnet
+from striate.models.cifar_resnet import CifarResNet, cifar_resnet
 from striate.models.cifar_vgg import cifar_vgg
+from striate.models.mini import PadShortcut
 from striate.testing import check_model
 
 
@@ -174,3 +175,17 @@ def test_impossible_networks_are_refused(wrong: dict[str, int], words: str) -> N
         cifar_resnet(**wrong)
     with pytest.raises(InputError, match="11, 13"):
         cifar_vgg(12)
+
+
+def test_shortcuts_without_weights_are_those_of_option_a() -> None:
+    model = CifarResNet(20, shortcut="pad")
+    assert count(model) == 269_722
+    assert count(model, nn.Conv2d) == 267_696
+    check_model(model, torch.rand(2, 3, 32, 32), classes=10)
+    x = torch.rand(1, 16, 6, 6)
+    out = PadShortcut(32, 2)(x)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
+    assert torch.equal(PadShortcut(5)(x[:, :4]), torch.cat([x[:, :4], torch.zeros(1, 1, 6, 6)], dim=1))
+    assert torch.equal(PadShortcut(12)(x), x[:, 2:14])

@@ -92,7 +92,7 @@ def _milliseconds(name: str, size: tuple[int, int, int]) -> str:
     import timm
     import torch
 
-    from striate.examine.speed import latency
+    from striate.engine.latency import latency
 
     model = timm.create_model(name).eval()
     return f"{1000 * np.median(latency(model, torch.rand(1, *size), repeats=5, warmup=1)):.0f} ms"

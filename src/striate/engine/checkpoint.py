@@ -14,7 +14,7 @@ from striate.engine.files import write_bytes, write_text
 from striate.engine.record import fingerprint
 from striate.errors import RunError, WeightsError
 
-__all__ = ["Checkpoint", "data_fingerprint", "identity_of", "read_tensors", "write_tensors"]
+__all__ = ["Checkpoint", "data_fingerprint", "identity_of", "read_note", "read_tensors", "write_tensors"]
 
 
 class Checkpoint:
@@ -121,6 +121,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if note is None:
         raise WeightsError(f"{path} was not written by Striate's training; give another folder.")
     return tensors, note
+
+
+def read_note(path: str | Path) -> dict[str, Any]:
+    """Return the note that :func:`write_tensors` put into a file; empty where there is none, whatever the file is."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            note = json.loads((file.metadata() or {}).get("striate", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def identity_of(thing: Any) -> Any:

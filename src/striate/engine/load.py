@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from striate.engine.checkpoint import read_note
 from striate.engine.model import Preprocessing, VisionModel, imagenet_classes
 from striate.engine.packages import find_file
+from striate.engine.resize import resize
 from striate.errors import InputError, ModelError, WeightsError, did_you_mean
 
-__all__ = ["EMBEDDED", "load_model", "load_state_dict", "read_weights"]
+__all__ = ["EMBEDDED", "load_model", "load_state_dict", "output_size", "read_weights"]
 
 EMBEDDED = ("lite0", "mobilenet-v2")
 """Networks with ImageNet weights from ordinary packages: no download at run time."""
@@ -52,6 +54,7 @@ def load_model(
             * ``torchvision:resnet50``,
             * ``hf_hub:owner/name`` (downloads: needs ``pretrained=True``),
             * a checkpoint file, with ``architecture`` naming its network in one of the other spellings,
+            * a file that :func:`striate.compress.save.save_network` wrote: it knows its network and the layers' sizes,
             * ``package.module:factory``, a callable without required arguments that returns a module,
             * a module.
         architecture: for a checkpoint file only.
@@ -264,7 +267,9 @@ def _from_torchvision(name: str, pretrained: bool, num_classes: int | None) -> V
     return VisionModel(
         network.eval(),
         preprocessing,
-        class_names=imagenet_classes() if _outputs(network) in {1000, None} and num_classes in {None, 1000} else None,
+        class_names=imagenet_classes()
+        if output_size(network) in {1000, None} and num_classes in {None, 1000}
+        else None,
         name=name,
         source=f"torchvision's {name}",
         weights=str(record) if pretrained else "random",
@@ -309,27 +314,43 @@ def _from_factory(module_name: str, attribute: str) -> VisionModel:
 
 def _from_checkpoint(path: str, architecture: str | None, num_classes: int | None) -> VisionModel:
     weights = read_weights(path)
+    recipe = read_note(path).get("network", {}) if path.endswith(".safetensors") else {}
+    architecture = architecture or recipe.get("architecture")
     if architecture is None:
         raise ModelError(
             f"{Path(path).name} holds weights but not which network they belong to; name it with "
             "--architecture (architecture=…), e.g. torchvision:resnet18 or package.module:factory."
         )
     if num_classes is None:
-        num_classes = _classes_in(weights)
+        num_classes = recipe.get("num_classes") or _classes_in(weights)
     if architecture in EMBEDDED:
         architecture = {"lite0": "tf_efficientnet_lite0", "mobilenet-v2": "torchvision:mobilenet_v2"}[architecture]
     model = _from_name(architecture, pretrained=False, num_classes=num_classes)
+    if recipe:
+        model = _by_recipe(model, recipe)
     load_state_dict(model.network, weights, origin=Path(path).name)
     model.weights = f"file {Path(path).name}"
-    if model.class_names is not None and _outputs(model.network) not in {None, len(model.class_names)}:
+    if model.class_names is not None and output_size(model.network) not in {None, len(model.class_names)}:
         model.class_names = None
     return model
+
+
+def _by_recipe(model: VisionModel, recipe: dict[str, Any]) -> VisionModel:
+    """Give a network the layer sizes and the preprocessing that a saved network's note tells."""
+    resize(model.network, recipe["changes"])
+    record = dict(recipe["preprocessing"])
+    for name in ("input_size", "mean", "std"):
+        record[name] = tuple(record[name])
+    return VisionModel(
+        model.network, Preprocessing(**record), class_names=recipe["class_names"], name=recipe["name"],
+        source=f"{model.source}, with the layer sizes of the file",
+    )  # fmt: skip
 
 
 def _wrap(network: nn.Module, *, name: str, source: str, weights: str) -> VisionModel:
     """Carry over the preprocessing that a network declares, timm's way, or say that it declares none."""
     record = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-    classes = _outputs(network)
+    classes = output_size(network)
     names = imagenet_classes() if record and classes == 1000 else None
     if record and "mean" in record:
         from timm.data import resolve_data_config
@@ -437,7 +458,8 @@ def _classes_in(weights: dict[str, Tensor]) -> int | None:
     return int(matrices[(heads or list(matrices))[-1]].shape[0]) if matrices else None
 
 
-def _outputs(network: nn.Module) -> int | None:
+def output_size(network: nn.Module) -> int | None:
+    """Return how many classes a network says it has, else the outputs of its last linear layer, else None."""
     classes = getattr(network, "num_classes", None)
     if isinstance(classes, int):
         return classes

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from striate.engine.latency import latency
 from striate.engine.macs import count_macs
-from striate.engine.state import inspected
 from striate.examine.finding import Advice, Chart, CheckRecord, Figure, Finding, Series
 from striate.examine.subject import Subject
 
-__all__ = ["latency", "probe"]
+__all__ = ["probe"]
 
 _QUESTION = "How large and how fast is it here?"
-
-
-def latency(model: nn.Module, images: Tensor, *, repeats: int = 15, warmup: int = 3) -> np.ndarray:
-    """Return wall seconds of single forward passes, (repeats,), after a warm-up."""
-    seconds = []
-    with torch.inference_mode(), inspected(model, warn=False):
-        for number in range(warmup + repeats):
-            _wait(images.device)
-            start = time.perf_counter()
-            model(images)
-            _wait(images.device)
-            if number >= warmup:
-                seconds.append(time.perf_counter() - start)
-    return np.array(seconds)
 
 
 def probe(subject: Subject) -> Finding:
@@ -113,8 +96,3 @@ def probe(subject: Subject) -> Finding:
         ],
         limits=["Energy, other machines, lower precision and compiled graphs."],
     )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

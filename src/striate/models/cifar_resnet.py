@@ -3,7 +3,7 @@
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015, arXiv 1512.03385, section 4.2, in the form
 that Frankle, Schwab, Morcos (2021, arXiv 2003.00152) train: where a stage begins, the shortcut is a 1 x 1 convolution
 of stride 2 with batch norm (He et al. pad with zeros there, and so have fewer weights: 269,722 at depth 20 instead of
-272,474). Tensors have the names of the authors' open_lth, whose checkpoints load:
+272,474; that is ``shortcut="pad"``). Tensors have the names of the authors' open_lth, whose checkpoints load:
 
     striate.load_model("model_ep160_it0.pth", architecture="striate.models.cifar_resnet:cifar_resnet20")
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -47,13 +48,20 @@ class CifarResNet(nn.Module):
         in_chans: channels of the image.
         num_classes: outputs.
         kernel_size: side of the convolutions, odd; more than 3 as Gavrikov and Keuper (2023, arXiv 2301.11360) study.
+        shortcut: where a stage begins: ``"projection"``, or ``"pad"`` as He et al. have it.
 
     Raises:
         InputError: a depth that is not 6 D + 2, a width below 1, or an even kernel.
     """
 
     def __init__(
-        self, depth: int = 20, width: int = 16, in_chans: int = 3, num_classes: int = 10, kernel_size: int = 3
+        self,
+        depth: int = 20,
+        width: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        kernel_size: int = 3,
+        shortcut: Literal["projection", "pad"] = "projection",
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
@@ -78,7 +86,7 @@ class CifarResNet(nn.Module):
         for stage in range(3):
             for i in range(depth // 6):
                 stride = 2 if stage and i == 0 else 1
-                blocks.append(BasicBlock(channels, width * 2**stage, stride, kernel_size))
+                blocks.append(BasicBlock(channels, width * 2**stage, stride, kernel_size, shortcut))
                 channels = width * 2**stage
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(channels, num_classes)

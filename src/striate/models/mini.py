@@ -8,17 +8,43 @@ images from about 8 x 8 upwards and keep the full resolution in their stem, as n
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DenseNetMini", "InceptionMini", "ResNetMini", "densenet_mini", "inception_mini", "resnet_mini"]
+__all__ = [
+    "BasicBlock",
+    "DenseNetMini",
+    "InceptionMini",
+    "PadShortcut",
+    "ResNetMini",
+    "densenet_mini",
+    "inception_mini",
+    "resnet_mini",
+]
 
 
 class BasicBlock(nn.Module):
-    """Two k x k convolutions (3 x 3 unless told) beside a shortcut; a 1 x 1 convolution where shape changes."""
+    """Two convolutions beside a shortcut.
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, kernel_size: int = 3) -> None:
+    Args:
+        in_channels, channels: of its input and output.
+        stride: of the first convolution.
+        kernel_size: of both, odd.
+        shortcut: where the shape changes: ``"projection"``, a 1 x 1 convolution (He et al. 2015, option B), or
+            ``"pad"``, every stride-th pixel and zeros for the channels that are missing (option A: no parameters).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        kernel_size: int = 3,
+        shortcut: Literal["projection", "pad"] = "projection",
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -26,7 +52,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
+        if (stride != 1 or in_channels != channels) and shortcut == "pad":
+            self.shortcut = PadShortcut(channels, stride)
+        elif stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
@@ -35,6 +63,24 @@ class BasicBlock(nn.Module):
         """(N, in_channels, H, W) -> (N, channels, H/stride, W/stride)."""
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         return self.relu2(out + self.shortcut(x))
+
+
+class PadShortcut(nn.Module):
+    """Every ``stride``-th pixel, and zero channels on both sides up to ``out_channels``: a shortcut without weights.
+
+    Args:
+        out_channels: of its output; of wider inputs the middle channels are kept.
+        stride: of the pixels.
+    """
+
+    def __init__(self, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.out_channels, self.stride = out_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_channels, H/stride, W/stride)."""
+        missing = self.out_channels - x.shape[1]
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, missing // 2, missing - missing // 2))
 
 
 class ResNetMini(nn.Module):
