@@ -67,7 +67,8 @@ def bake_weight_mask(model: nn.Module) -> nn.Module:
             isinstance(one, WeightMask) for one in parametrizations["weight"]
         ):
             # Not by remove_parametrizations: it edits the class, which a deep copy shares with the person's network.
-            weight = nn.Parameter(module.weight.detach().clone(), parametrizations["weight"].original.requires_grad)  # type: ignore[union-attr, operator]
+            masked: Any = module.weight
+            weight = nn.Parameter(masked.detach().clone(), parametrizations["weight"].original.requires_grad)
             module.__class__ = type(module).__bases__[0]
             del module._modules["parametrizations"]
             module._parameters = {"weight": weight, **module._parameters}
