@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -65,7 +66,7 @@ class SignalTask(Protocol):
         ...
 
 
-class _Patches:
+class _Patches(ABC):
     """Noise in k patches and something of a class in one of them."""
 
     w: Tensor | None = None
@@ -107,8 +108,9 @@ class _Patches:
     def _places(self, generator: torch.Generator) -> Tensor:
         return torch.randint(self.k, (_CHUNK,), generator=generator)
 
+    @abstractmethod
     def _signals(self, y: Tensor, generator: torch.Generator, train: bool) -> Tensor:
-        raise NotImplementedError
+        """Return what stands in the chosen patch of each sample, (256, d)."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(k={self.k}, d={self.d}, sigma={self.sigma:g})"
