@@ -106,7 +106,7 @@ def test_odd_sizes(name: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_training_with_and_without_checkpointing_gives_the_same_gradients(name: str) -> None:
+def test_training_with_and_without_checkpointing_gives_the_same_gradients_and_statistics(name: str) -> None:
     model = small(name)
     other = copy.deepcopy(model)
     other.set_grad_checkpointing(True)
@@ -120,6 +120,8 @@ def test_training_with_and_without_checkpointing_gives_the_same_gradients(name: 
         assert (parameter.grad is None) == (twin.grad is None), key
         if parameter.grad is not None:
             torch.testing.assert_close(twin.grad, parameter.grad, rtol=1e-3, atol=1e-5)
+    for (key, buffer), (_, twin) in zip(model.named_buffers(), other.named_buffers(), strict=True):
+        torch.testing.assert_close(twin, buffer, rtol=1e-3, atol=1e-5, msg=key)  # batch norms count the batch once
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -11,15 +11,12 @@ of stride 2 with batch norm (He et al. pad with zeros there, and so have fewer w
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from striate.engine.state import StillStatistics
 from striate.errors import InputError
+from striate.layers.recompute import recomputed
 from striate.models.mini import BasicBlock
 
 __all__ = [
@@ -109,13 +106,8 @@ class CifarResNet(nn.Module):
         size = math.ceil(math.sqrt(len(self.blocks)))
         for start in range(0, len(self.blocks), size):
             part = self.blocks[start : start + size]
-            x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_once_counted, part))
+            x = recomputed(part, x)
         return x
-
-
-def _once_counted(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts for the first and for the second computation of a checkpointed part."""
-    return nullcontext(), StillStatistics(part)
 
 
 def cifar_resnet(

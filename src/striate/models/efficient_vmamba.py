@@ -20,16 +20,17 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d
 from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from striate.errors import InputError
 from striate.layers.atrous_scan import ES2D
 from striate.layers.channel_first import Linear2d, PatchMerging
 from striate.layers.cross_scan import ScanMode
+from striate.layers.init import init_linear
+from striate.layers.recompute import recomputed
 from striate.layers.ss2d import SS2D
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
@@ -211,13 +212,13 @@ class EfficientVMamba(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.classifier = nn.ModuleDict({"norm": LayerNorm2d(dims[-1], eps=1e-5), "head": head})
-        self.apply(_init)
+        self.apply(init_linear)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map (N, C, H / 32, W / 32), normalised."""
         x = self.patch_embed(x)
         for stage in self.layers:
-            x = checkpoint(stage, x, use_reentrant=False) if self.grad_checkpointing and self.training else stage(x)
+            x = recomputed(stage, x) if self.grad_checkpointing and self.training else stage(x)
         return self.classifier["norm"](x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -238,23 +239,16 @@ class EfficientVMamba(nn.Module):
         self.num_classes = num_classes
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.classifier["head"] = head.to(next(self.parameters()))
-        _init(head)
+        init_linear(head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training; batch norm's running statistics then move twice a step."""
+        """Trade time for memory in training."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Return the scan's own parameters; the authors decayed ``A_logs`` and ``dt_projs_bias`` (matrices)."""
         names = ("A_logs", "Ds", "dt_projs_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(names)}
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:

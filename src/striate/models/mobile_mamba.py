@@ -18,11 +18,11 @@ import torch
 from timm.layers import DropPath, SqueezeExcite
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from striate.errors import InputError
 from striate.layers.conv_bn import BNLinear, ConvBN, Residual, fold
 from striate.layers.mrffi import MRFFI
+from striate.layers.recompute import recomputed
 from striate.models.variant import Variant, build, unwrap_weights
 
 __all__ = [
@@ -184,7 +184,7 @@ class MobileMamba(nn.Module):
             raise InputError("x", "MobileMamba", allowed=allowed, got=tuple(x.shape))
         x = self.patch_embed(x)
         for stage in (self.blocks1, self.blocks2, self.blocks3):
-            x = checkpoint(stage, x, use_reentrant=False) if self.grad_checkpointing and self.training else stage(x)
+            x = recomputed(stage, x) if self.grad_checkpointing and self.training else stage(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
@@ -220,7 +220,7 @@ class MobileMamba(nn.Module):
             setattr(self, name, BNLinear(self.num_features, num_classes).to(like) if num_classes else nn.Identity())
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training; batch norm's running statistics then move twice a step."""
+        """Trade time for memory in training."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:

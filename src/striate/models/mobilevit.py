@@ -21,11 +21,11 @@ import torch
 from timm.layers import make_divisible
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from striate.engine.load import load_state_dict, read_weights
 from striate.errors import InputError, WeightsError
 from striate.layers.mobilevit_block import MobileViTBlock, conv_norm_act
+from striate.layers.recompute import recomputed
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -207,7 +207,7 @@ class MobileViT(nn.Module):
         x = self.stem(x)
         for stage in self.stages:
             recompute = self.grad_checkpointing and self.training
-            x = checkpoint(stage, x, use_reentrant=False) if recompute else stage(x)
+            x = recomputed(stage, x) if recompute else stage(x)
         return self.final_conv(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

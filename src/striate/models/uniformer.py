@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from striate.errors import InputError
+from striate.layers.init import init_linear
 from striate.layers.mhra import (
     MLP,
     DynamicPositionEmbedding,
@@ -30,6 +30,7 @@ from striate.layers.mhra import (
     batch_norm,
     conv,
 )
+from striate.layers.recompute import recomputed
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -229,7 +230,7 @@ class UniFormer(nn.Module):
         self.norm = batch_norm(dims[-1], ndim)
         self.drop = nn.Dropout(drop_rate)
         self.head: nn.Module = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        self.apply(_init)
+        self.apply(init_linear)
         for module in self.modules():
             if isinstance(module, SplitBlock):
                 nn.init.zeros_(module.t_attn.qkv.weight)
@@ -241,7 +242,7 @@ class UniFormer(nn.Module):
             x = self.get_submodule(f"patch_embed{i + 1}")(x)
             for block in self.get_submodule(f"blocks{i + 1}").children():
                 again = self.grad_checkpointing and self.training
-                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+                x = recomputed(block, x) if again else block(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -263,10 +264,10 @@ class UniFormer(nn.Module):
         parameter = next(self.parameters())
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head = head.to(parameter.device, parameter.dtype)
-        _init(self.head)
+        init_linear(self.head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training; batch norm's running statistics then move twice a step."""
+        """Trade time for memory in training."""
         self.grad_checkpointing = enable
 
 
@@ -284,13 +285,6 @@ def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, time: bool,
     frames, padding = (3, 1) if first or time else (1, 0)
     stride = (2 if first else 1, side, side)
     return PatchEmbed(nn.Conv3d(channels, dim, (frames, side, side), stride, (padding, 0, 0)), nn.LayerNorm(dim))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 _RENAMED = (

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from striate.errors import InputError
+from striate.layers.init import init_linear
 from striate.layers.mhra import MLP, DynamicPositionEmbedding, GlobalMHRA, PatchEmbed
+from striate.layers.recompute import recomputed
 from striate.models.uniformer import LocalBlock
 from striate.models.uniformer import checkpoint_filter_fn as uniformer_filter_fn
 from striate.models.variant import Variant, build
@@ -157,7 +158,7 @@ class UniFormerLight(nn.Module):
         self.head: nn.Module = nn.Linear(dims[3], num_classes) if num_classes else nn.Identity()
         self.norm_cls = nn.LayerNorm(dims[3]) if class_head else None
         self.head_cls = nn.Linear(dims[3], num_classes) if class_head and num_classes else None
-        self.apply(_init)
+        self.apply(init_linear)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map (N, C, H / 32, W / 32), normalised."""
@@ -193,9 +194,7 @@ class UniFormerLight(nn.Module):
         return self.norm(x), token[:, 0]
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
-        return (
-            checkpoint(block, *args, use_reentrant=False) if self.grad_checkpointing and self.training else block(*args)
-        )
+        return recomputed(block, *args) if self.grad_checkpointing and self.training else block(*args)
 
     def get_classifier(self) -> nn.Module:
         """Return the linear layer on the mean."""
@@ -206,12 +205,14 @@ class UniFormerLight(nn.Module):
         self.num_classes = num_classes
         like = next(self.parameters())
         self.head = (nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()).to(like)
-        self.head.apply(_init)
+        init_linear(self.head)
         if self.norm_cls is not None:
             self.head_cls = nn.Linear(self.num_features, num_classes).to(like) if num_classes else None
+            if self.head_cls is not None:
+                init_linear(self.head_cls)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training; batch norm's running statistics then move twice a step."""
+        """Trade time for memory in training."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
@@ -234,13 +235,6 @@ def _halved(rating: Tensor, size: torch.Size) -> Tensor:
     pooled = F.avg_pool2d(rating.unflatten(1, size)[:, None], 2).flatten(1)
     total = rating.sum(dim=1, keepdim=True)
     return pooled * (total / pooled.sum(dim=1, keepdim=True).clamp_min(torch.finfo(pooled.dtype).tiny))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:

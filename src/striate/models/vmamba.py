@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from striate.errors import InputError
 from striate.layers.channel_first import Linear2d, PatchMerging
+from striate.layers.init import init_linear
+from striate.layers.recompute import recomputed
 from striate.layers.ss2d import SS2D
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
@@ -121,13 +122,13 @@ class VMamba(nn.Module):
                 ]
             )
         )
-        self.apply(_init)
+        self.apply(init_linear)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map (N, C, H / 32, W / 32), normalised."""
         x = self.patch_embed(x)
         for stage in self.layers:
-            x = checkpoint(stage, x, use_reentrant=False) if self.grad_checkpointing and self.training else stage(x)
+            x = recomputed(stage, x) if self.grad_checkpointing and self.training else stage(x)
         return self.classifier[0](x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -150,7 +151,7 @@ class VMamba(nn.Module):
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         parameter = next(self.parameters())
         self.classifier[2] = head.to(parameter.device, parameter.dtype)
-        _init(head)
+        init_linear(head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training."""
@@ -184,13 +185,6 @@ def _downsample(dim: int, out: int, vanilla: bool) -> nn.Module:
     if vanilla:
         return PatchMerging(dim, out)
     return nn.Sequential(OrderedDict([("1", nn.Conv2d(dim, out, 3, 2, 1)), ("3", LayerNorm2d(out, eps=1e-5))]))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 _RENAMED = (
