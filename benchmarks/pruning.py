@@ -57,7 +57,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     asked = options(__doc__ or "")
     rows: list[Row] = []
-    print_head()
+    print_head("Cropping half of the channels of every group, batch 1, 224 x 224", ("torch-pruning",))
     for name, build in NETWORKS.items():
         torch.manual_seed(0)
         model, x = build().eval(), torch.rand(1, 3, 224, 224)
