@@ -492,10 +492,12 @@ def test_tied_weights_are_kept(tmp_path: Path) -> None:
 # --- several processes
 
 WORKER = """
-import sys
+import atexit, os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
+threads = lambda: len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+atexit.register(lambda before=threads(): print("left" if threads() <= before else "threads remain"))
 import {module} as here
 from dataclasses import replace
 from striate.engine.parallel import processes
@@ -504,8 +506,6 @@ model = here.build()
 model[4].p = 0.0  # dropout is drawn for each process apart
 records = fit(model, *here.data(), replace(here.RECIPE, batch_size=15), augment=here.noisy, checkpoint=sys.argv[2])
 print(processes().num_processes)
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
 """
 
 
@@ -525,8 +525,8 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
         # Joined: lines that two processes print at once may run into each other.
         outputs.append(("".join(done.stdout.split()), read_tensors(tmp_path / name / "model.safetensors")))
     (one_said, (one, one_note)), (two_said, (two, two_note)) = outputs
-    assert one_said == "1"
-    assert two_said == "22"
+    assert one_said == "1left"
+    assert sorted(two_said) == sorted("2left" * 2)
     # Adam divides by the gradient's own size, so a rounding difference in a gradient near zero moves a weight by up to
     # lr; sums of 18 steps agree far closer than one step of lr = 0.01.
     for key in one:

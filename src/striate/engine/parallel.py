@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
+import os
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,8 +26,25 @@ def processes() -> Any:
     """
     from accelerate import PartialState
 
+    _leave_at_exit()
     # On a machine without an accelerator the processes of torchrun only find each other when told so.
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+@cache
+def _leave_at_exit() -> None:
+    """See to it that the threads of a process group end before the interpreter does, which aborts on them otherwise."""
+    if "WORLD_SIZE" not in os.environ or not torch.distributed.is_available():
+        return
+    # Imported after a group was made, by PyTorch's optimisers at the latest, it keeps hold of that group for good.
+    importlib.import_module("torch.distributed.nn.functional")
+
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
@@ -59,19 +80,31 @@ def shared_batch_norm(model: nn.Module) -> Iterator[None]:
             del module.forward
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
+
+
 def _shared_forward(self: _BatchNorm, inputs: Tensor) -> Tensor:
     if not self.training and self.running_mean is not None:
         return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-    from torch.distributed.nn.functional import all_reduce
-
     values = inputs.float() if inputs.dtype in {torch.float16, torch.bfloat16} else inputs
     over = [0, *range(2, values.dim())]
     shape = (1, -1, *[1] * (values.dim() - 2))
     count = values.new_tensor(float(values.numel() // values.shape[1]))
     torch.distributed.all_reduce(count)
-    mean = all_reduce(values.sum(over)) / count
+    mean = _Sum.apply(values.sum(over)) / count
     centred = values - mean.view(shape)
-    variance = all_reduce(centred.square().sum(over)) / count
+    variance = _Sum.apply(centred.square().sum(over)) / count
     if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
