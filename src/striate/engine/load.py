@@ -249,7 +249,8 @@ def _from_torchvision(name: str, pretrained: bool, num_classes: int | None) -> V
     record = torchvision.models.get_model_weights(name).DEFAULT
     options: dict[str, Any] = {} if num_classes is None or pretrained else {"num_classes": num_classes}
     if name in {"googlenet", "inception_v3"} and not pretrained:
-        options |= {"init_weights": False}
+        # Their published weights, which a checkpoint most likely is or began as, expect inputs of another scale.
+        options |= {"init_weights": False, "transform_input": True}
     try:
         network = torchvision.models.get_model(name, weights=record if pretrained else None, **options)
     except Exception as error:
