@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from striate.engine.state import device_of, inspected
 
-__all__ = ["count_macs"]
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["count_macs", "counting_flops"]
 
 
 def count_macs(model: nn.Module, inputs: Tensor) -> int:
@@ -24,11 +31,17 @@ def count_macs(model: nn.Module, inputs: Tensor) -> int:
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4))
     3456
     """
+    with torch.no_grad(), inspected(model, warn=False), counting_flops() as counter:
+        model(inputs.to(device_of(model)))
+    return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def counting_flops() -> Iterator[FlopCounterMode]:
+    """Count what runs in the ``with`` block; two operations are one multiply-accumulate."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter = FlopCounterMode(display=False)
     # The plain attention kernel shows its two products; the fused ones are counted on some devices only.
-    with torch.no_grad(), inspected(model, warn=False), sdpa_kernel(SDPBackend.MATH), counter:
-        model(inputs.to(device_of(model)))
-    return int(counter.get_total_flops()) // 2
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
