@@ -45,7 +45,7 @@ tests: env data
 	$(BIN)/python -m pytest -n auto
 
 bench: env
-	for name in cam attribution attacks scan das models frozen crf pruning; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in cam attribution attacks scan das models frozen crf pruning dual; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: env
 	$(BIN)/ruff check --fix .

@@ -109,9 +109,10 @@ def test_sizes_make_a_difference_to_the_exact_one():
 
 
 def test_what_a_fingerprint_costs():
-    assert fingerprint_operations("dhash", (1, 28, 28)) < fingerprint_operations("dhash", (3, 28, 28)) < 4_000
+    assert fingerprint_operations("dhash", (1, 28, 28)) < fingerprint_operations("dhash", (3, 28, 28)) < 2_000
+    assert fingerprint_operations("dhash", (3, 28, 28)) == fingerprint_operations("dhash", (3, 224, 224))
     assert fingerprint_operations("invariants", (3, 224, 224)) > fingerprint_operations("invariants", (1, 28, 28))
-    assert fingerprint_operations("exact", (3, 10, 10)) == 600
+    assert fingerprint_operations("exact", (3, 10, 10)) == 3300
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_ELSEWHERE = ("examine", "explain", "attack", "compress", "models", "scoreboard")
+_ELSEWHERE = ("examine", "explain", "attack", "compress", "pair", "models", "scoreboard")
 """Commands that are found as ``striate.cli.NAME:NAME``."""
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from striate.errors import InputError
 
-__all__ = ["ConfidenceKind", "ThresholdCurve", "confidence", "search_threshold"]
+__all__ = ["KINDS", "ConfidenceKind", "ThresholdCurve", "confidence", "search_threshold"]
 
 ConfidenceKind = Literal["maxp", "difference", "entropy"]
+KINDS: tuple[ConfidenceKind, ...] = get_args(ConfidenceKind)
 
 
 def confidence(logits: Tensor, kind: ConfidenceKind = "difference") -> Tensor:
@@ -43,7 +44,7 @@ def confidence(logits: Tensor, kind: ConfidenceKind = "difference") -> Tensor:
     if kind == "entropy":
         # xlogy takes 0 ln 0 as 0; rounding may leave the range by an ulp.
         return (1 + torch.special.xlogy(probabilities, probabilities).sum(1) / math.log(logits.shape[1])).clamp(0, 1)
-    raise InputError("kind", "confidence", allowed=f"one of {', '.join(get_args(ConfidenceKind))}", got=kind)
+    raise InputError("kind", "confidence", allowed=f"one of {', '.join(KINDS)}", got=kind)
 
 
 @dataclass(frozen=True)

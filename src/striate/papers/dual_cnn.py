@@ -40,7 +40,7 @@ from striate.compress.dual import DualCNN
 from striate.compress.pairing import choose_pair, complementarity
 from striate.compress.perceptual_hash import FingerprintKind, fingerprint_operations, fingerprints
 from striate.compress.perceptual_memory import PerceptualMemory
-from striate.compress.threshold import ConfidenceKind, search_threshold
+from striate.compress.threshold import KINDS, search_threshold
 from striate.data.small import default_set, digits
 from striate.engine.energy import EnergyKind, EnergyMeter
 from striate.engine.load import load_model
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 __all__ = ["REPRODUCTION"]
 
 _STREAMS = ("once", "twice", "turned")
-_KINDS: tuple[ConfidenceKind, ...] = ("difference", "maxp", "entropy")
 _MEMORIES: tuple[FingerprintKind, ...] = ("exact", "dhash", "invariants")
 _BATCH = 500
 _IMAGENET = Preprocessing((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -248,7 +247,7 @@ def _cascade(
 ) -> dict[str, Any]:
     """The threshold that is best on validation, and what it gives on the judged images, for each kind of confidence."""
     found: dict[str, Any] = {}
-    for kind in _KINDS:
+    for kind in KINDS:
         threshold = search_threshold(*validation, y, kind).best
         curve = search_threshold(*judged, y_judged, kind)
         accuracy, usage = curve.at(threshold)
@@ -259,7 +258,7 @@ def _cascade(
 
 def _curves(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, Any]:
     """Usage and accuracy at every 20th threshold, for the figure."""
-    curves = {kind: search_threshold(first, second, labels, kind) for kind in _KINDS}
+    curves = {kind: search_threshold(first, second, labels, kind) for kind in KINDS}
     return {kind: {"usage": curve.usage[::20], "accuracy": curve.accuracy[::20]} for kind, curve in curves.items()}
 
 
@@ -300,9 +299,11 @@ def _measure_memory(
             memory = PerceptualMemory(kind)
             labels, cost = _answers(_pair(pool, pairs, memory), images, rows, turns)
             found, strangers = _hits(images, rows, turns, kind)
+            # A memory also takes the digest of every image, to count hits that are not exact.
+            operations = sum(fingerprint_operations(part, size) for part in {kind, "exact"})
             record[stream][kind] = {
                 "macs": cost,
-                "operations": len(rows) * fingerprint_operations(kind, size),
+                "operations": len(rows) * operations,
                 "agreement": float((labels == plain).double().mean()),
                 "accuracy": float((labels == images.labels[rows]).double().mean()),
                 "copies found": found,
