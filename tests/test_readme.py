@@ -15,7 +15,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["explain", "attack", "reproduce", "train", "backbone", "freeze"])
+@pytest.mark.parametrize("code", BLOCKS, ids=["explain", "attack", "reproduce", "train", "backbone", "freeze", "pair"])
 def test_the_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand, but for the size of the training set; a whole smoke reproduction among them takes ten seconds."""
     whole = small.default_set
