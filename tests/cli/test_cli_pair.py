@@ -109,3 +109,16 @@ def test_images_without_labels_are_refused(folder: Path) -> None:
     done = run("upper", "lower", "--images", "flat")
     assert done.exit_code == 2
     assert "labelled images" in " ".join(done.output.split())
+
+
+def test_labels_of_another_order_are_noticed(folder: Path) -> None:
+    names = sorted(path.name for path in (folder / "photos").rglob("*.png"))
+    table = folder / "labels.csv"
+    table.write_text("file,label\n" + "\n".join(f"{name},{i % 2}" for i, name in enumerate(names)))
+    flat = folder / "flat"
+    flat.mkdir()
+    for path in (folder / "photos").rglob("*.png"):
+        path.rename(flat / path.name)
+    done = run("upper", "lower", "--images", "flat", "--labels", "labels.csv")
+    assert done.exit_code != 0
+    assert "No network is right more often than by chance" in " ".join(done.output.split())

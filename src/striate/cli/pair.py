@@ -37,8 +37,8 @@ def pair(
 ) -> None:
     """Choose the pair that errs on the most different images, its threshold, and say what it costs and gains.
 
-    The first network runs on every image, the second only where the first is unsure. Networks that the pair does not
-    need are compared with it too.
+    The first network runs on every image, the second only where the first is unsure; both orders are tried. The pair is
+    compared with each of the two, with the best single network, and with the one it shall replace.
 
     Example: striate pair lite0 mobilenet-v2 --images photos --labels labels.csv
     """
@@ -63,7 +63,7 @@ def pair(
     names = [*models, *([] if against is None else [against])]
     options = model_options(None, pretrained, None, None, None, class_names, device)
     loaded = [load_model(name, **options) for name in names]
-    logits, y = _logits(names, loaded, images, labels, limit, seed)
+    logits, y, rule = _logits(names, loaded, images, labels, limit, seed)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     choose, judge = order[: len(y) // 2], order[len(y) // 2 :]
 
@@ -72,21 +72,29 @@ def pair(
     right = [[float((x.argmax(1) == y)[rows].double().mean()) for x in logits] for rows in (choose, judge)]
     few = len(models)
     matrix = complementarity(torch.stack([x[choose].argmax(1) for x in logits[:few]]), y[choose])
-    a, b = choose_pair(matrix, macs[:few], accuracies=right[0][:few])
-    found, curve = (
-        search_threshold(logits[a][r], logits[b][r], y[r], kind, postcheck=postcheck) for r in (choose, judge)
-    )
+
+    def search(a: int, b: int, rows: Tensor) -> ThresholdCurve:
+        return search_threshold(logits[a][rows], logits[b][rows], y[rows], kind, postcheck=postcheck)
+
+    chosen = choose_pair(matrix, macs[:few], accuracies=right[0][:few])
+    orders = {order: search(*order, choose) for order in (chosen, chosen[::-1])}
+    a, b = max(orders, key=lambda order: orders[order].accuracy.max())  # the cheaper first where both do as well
+    found, curve = orders[a, b], search(a, b, judge)
     accuracy, usage = curve.at(found.best)
     cost = {"macs": macs[a] + usage * macs[b], "seconds": seconds[a] + usage * seconds[b]}
 
     console = Console(highlight=False)
+    console.print(f"{len(y)} images, {rule}", soft_wrap=True, markup=False)
     _print(console, names, right, macs, seconds, matrix, (a, b))
     _print_pair(console, (names[a], names[b]), found, (accuracy, usage), curve.union, cost)
-    for index in sorted({a, b, *range(few, len(names))}):
+    best = max(range(few), key=right[0].__getitem__)
+    for index in sorted({a, b, best, *range(few, len(names))}):
         gain = _gain(logits[a][judge], logits[b][judge], logits[index][judge], y[judge], found)
         shown = f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
         shares = f"{cost['macs'] / macs[index]:.2f} of its multiply-accumulates, {cost['seconds'] / seconds[index]:.2f}"
         console.print(f"against {names[index]} alone: {shown}, {shares} of its time", soft_wrap=True)
+        if index == best and not gain.low > 0:
+            console.print(f"NOT BETTER beyond doubt than {names[index]} alone: one network may do", soft_wrap=True)
     record: dict[str, Any] = {
         "first": names[a],
         "second": names[b],
@@ -104,14 +112,19 @@ def pair(
 
 def _logits(
     names: Sequence[str], models: Sequence[VisionModel], images: str, labels: Path | None, limit: int | None, seed: int
-) -> tuple[list[Tensor], Tensor]:
-    """Return the logits of every network on the images as it wants them, and the labels."""
+) -> tuple[list[Tensor], Tensor, str]:
+    """Return the logits of every network on the images as it wants them, the labels, and where these came from.
+
+    Raises:
+        CheckError: no network is right more often than by chance.
+    """
     import torch
 
     from striate.data.images import read_images
-    from striate.errors import InputError, ModelError
+    from striate.engine.stats import wilson
+    from striate.errors import CheckError, InputError, ModelError
 
-    logits, y = [], None
+    logits, y, rule = [], None, ""
     for name, model in zip(names, models, strict=True):
         found = read_images(
             images, model.preprocessing, labels=labels, limit=limit, class_names=model.class_names, seed=seed
@@ -119,7 +132,7 @@ def _logits(
         if found.labels is None or len(found.labels) < _LEAST:
             got = found.label_rule if found.labels is None else len(found.labels)
             raise InputError("--images", "striate pair", allowed=f"at least {_LEAST} labelled images", got=got)
-        y = found.labels
+        y, rule = found.labels, found.label_rule
         with torch.inference_mode():
             parts = [model(part.to(model.mean.device)).float().cpu() for part in found.images.split(32)]
         logits.append(torch.cat(parts))
@@ -127,7 +140,13 @@ def _logits(
             classes = f"{logits[0].shape[1]} classes and {name} {logits[-1].shape[1]}"
             raise ModelError(f"{names[0]} knows {classes}; a pair needs the same classes in the same order.")
     assert y is not None
-    return logits, y
+    most, n_classes = max(int((x.argmax(1) == y).sum()) for x in logits), logits[0].shape[1]
+    if wilson(most, len(y)).low <= 1 / n_classes:
+        raise CheckError(
+            f"No network is right more often than by chance: on {most} of {len(y)} images at most, with {n_classes} "
+            f"classes. Are the labels the networks' own? They came from: {rule}."
+        )
+    return logits, y, rule
 
 
 def _gain(first: Tensor, second: Tensor, other: Tensor, y: Tensor, found: ThresholdCurve) -> Any:
