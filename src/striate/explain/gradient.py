@@ -51,13 +51,15 @@ class GradientExplainer(Explainer):
         model: see :class:`Explainer`.
         batch_size: altered copies in one call of the model; None chooses by image size and device.
         seed: see :class:`Explainer`.
+        each: gradients an image.
     """
 
     family = "gradient"
 
-    def __init__(self, model: nn.Module, *, batch_size: int | None = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, batch_size: int | None = None, seed: int = 0, each: int = 1) -> None:
         super().__init__(model, seed=seed)
         self.batch_size = batch_size
+        self._each = each
 
     def input_attribution(self, inputs: Tensor, target: Target = None) -> Tensor:
         """Return the signed attribution of every input value, (N, C, H, W), before the reduction over channels.
@@ -75,7 +77,8 @@ class GradientExplainer(Explainer):
         return RawMap(self._reduce(signed.values), copies.target, signed.check, notes=signed.notes)
 
     def _copies(self, inputs: Tensor, target: Target) -> Copies:
-        return Copies.of(self.model, inputs, target, type(self).__name__, self.batch_size, backward=True)
+        owner = type(self).__name__
+        return Copies.of(self.model, inputs, target, owner, self.batch_size, backward=True, each=self._each)
 
     @abstractmethod
     def _signed(self, copies: Copies) -> _Signed:
@@ -152,7 +155,7 @@ class IntegratedGradients(GradientExplainer):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, batch_size=batch_size, seed=seed)
+        super().__init__(model, batch_size=batch_size, seed=seed, each=n_steps)
         self.n_steps = _at_least_one("n_steps", n_steps, type(self).__name__)
         self.baseline = baseline
 
@@ -221,7 +224,7 @@ class GradientSHAP(GradientExplainer):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, batch_size=batch_size, seed=seed)
+        super().__init__(model, batch_size=batch_size, seed=seed, each=n_samples)
         self.n_samples = _at_least_one("n_samples", n_samples, type(self).__name__)
         self.sigma = _not_negative("sigma", sigma, type(self).__name__)
         self.baselines = baselines
@@ -301,7 +304,7 @@ class SmoothGrad(GradientExplainer):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, batch_size=batch_size, seed=seed)
+        super().__init__(model, batch_size=batch_size, seed=seed, each=n_samples)
         self.n_samples = _at_least_one("n_samples", n_samples, type(self).__name__)
         self.sigma = _not_negative("sigma", sigma, type(self).__name__)
 
