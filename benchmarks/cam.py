@@ -3,6 +3,9 @@
 The peer's default is its own batch size (Ablation-CAM 32, Score-CAM 16); its best setting here is batch size 8 and, for
 gradient CAMs, parameters frozen beforehand, so that it computes no parameter gradients either. The peer's Ablation-CAM
 runs the whole network for every channel: one timed run of it is enough.
+
+"bare forward" is the network's forward pass alone, without gradients: the floor of a CAM that runs the network as it is
+given. (Ours can get below it, since it hands the images over channels-last.)
 """
 
 from __future__ import annotations
@@ -24,6 +27,14 @@ from striate.explain.cam import AblationCAM, GradCAM, GradCAMPlusPlus, ScoreCAM,
 from striate.explain.result import Attribution
 
 GRADIENT = {"GradCAM": GradCAM, "XGradCAM": XGradCAM, "GradCAMPlusPlus": GradCAMPlusPlus}
+
+NOTHING = {"difference": lambda ours, other: float("nan")}
+"""For two sides that compute different things."""
+
+
+def bare(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """Return the network's forward pass alone."""
+    return torch.no_grad()(lambda: model(images))
 
 
 def difference(ours: Attribution, theirs: np.ndarray) -> float:
@@ -82,11 +93,13 @@ def main() -> None:
             images = torch.rand(n, 3, 224, 224)
             target = int(model(images[:1]).argmax())
             module = model.network.get_submodule(late)
+            timing = {"difference": difference, "repeats": chosen.repeats, "threads": chosen.threads}
+            run = of_ours(GradCAM(model, late), images, target)
+            rows += compare(f"{title} GradCAM x {n}, bare forward", run, bare(model, images), **timing | NOTHING)
             for name, ours in GRADIENT.items():
                 run = of_ours(ours(model, late), images, target)
                 theirs = of_peer(name, model, module, images, target)
                 label = f"{title} {late} {name} x {n}"
-                timing = {"difference": difference, "repeats": chosen.repeats, "threads": chosen.threads}
                 rows += compare(f"{label}, peer's default", run, theirs, aim=3, **timing)
                 if not chosen.quick:
                     images_with_grad = images.clone().requires_grad_()
@@ -141,8 +154,7 @@ def compare_ablation(
     if not quick:
         return compare(label, run, theirs, aim=aim, **timing)
     # Quick: a sixteenth of the peer's forward passes against all of ours, so the printed ratio is 1/16 of the real one.
-    sixteenth = {**timing, "difference": lambda ours, other: float("nan")}
-    return compare(label, run, theirs, aim=None if aim is None else aim / 16, **sixteenth)
+    return compare(label, run, theirs, aim=None if aim is None else aim / 16, **timing | NOTHING)
 
 
 if __name__ == "__main__":

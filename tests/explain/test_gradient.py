@@ -99,7 +99,24 @@ def test_a_path_that_is_too_coarse_fails_its_check():
         images(1, size=(2, 2)), 0
     )
     assert result.check.passed is False
+    assert result.notes["steps"] == 2
     assert "n_steps" in result.check.statement
+
+
+def test_a_path_gets_as_many_points_as_its_check_takes_and_no_more_than_allowed(net):
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    nn.init.constant_(linear[1].weight, 3.0)
+    steep, x = nn.Sequential(linear, nn.Sigmoid()).eval(), images(1, size=(2, 2))
+    enough = IntegratedGradients(steep, n_steps=2, max_steps=100).attribute(x, 0)
+    steps = enough.notes["steps"]
+    assert enough.check.passed
+    assert 2 < steps < 100
+    assert steps.bit_count() == 1  # 2, doubled
+    torch.testing.assert_close(enough.map, IntegratedGradients(steep, n_steps=steps).attribute(x, 0).map)
+    assert not IntegratedGradients(steep, n_steps=steps // 2).attribute(x, 0).check.passed
+    short = IntegratedGradients(steep, n_steps=2, max_steps=3).attribute(x, 0)
+    assert (short.check.passed, short.notes["steps"]) == (False, 3)
+    assert IntegratedGradients(net, max_steps=1000).attribute(images(), 2).notes["steps"] == 50
 
 
 def test_the_maps_are_the_papers_reductions(net):
@@ -355,6 +372,7 @@ def test_smoothgrad_becomes_reliable_with_more_samples(net):
     ("make", "word"),
     [
         (lambda net: IntegratedGradients(net, n_steps=0), "n_steps"),
+        (lambda net: IntegratedGradients(net, n_steps=50, max_steps=20), "max_steps"),
         (lambda net: SmoothGrad(net, sigma=-1.0), "sigma"),
         (lambda net: SmoothGrad(net, n_samples=0), "n_samples"),
         (lambda net: IntegratedGradients(net, baseline=torch.zeros(5, 5, 5)).attribute(images(1)), "baseline"),

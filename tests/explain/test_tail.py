@@ -168,7 +168,7 @@ def test_an_in_place_relu_does_not_falsify_the_response(inplace: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=inplace), nn.Flatten(), nn.Linear(64, 2)).eval()
     images = torch.rand(2, 3, 4, 4)
     with inspected(model):
-        output, leaf = respond(model, "0", images)
+        output, leaf, _ = respond(model, "0", images)
         (gradient,) = torch.autograd.grad(output[:, 0].sum(), leaf)
     pre = F.conv2d(images, model[0].weight, model[0].bias).detach()
     torch.testing.assert_close(leaf.detach(), pre)
@@ -179,7 +179,7 @@ def test_an_in_place_relu_does_not_falsify_the_response(inplace: bool) -> None:
 def test_below_the_layer_no_graph_is_built() -> None:
     model = torchvision.models.resnet18(num_classes=4).eval()
     with inspected(model):
-        output, leaf = respond(model, "layer4", torch.rand(1, 3, 32, 32))
+        output, leaf, _ = respond(model, "layer4", torch.rand(1, 3, 32, 32))
     assert leaf.is_leaf
     names, waiting = set(), [output.grad_fn]
     while waiting:
@@ -187,6 +187,43 @@ def test_below_the_layer_no_graph_is_built() -> None:
         names.add(node.name())
         waiting += [following for following, _ in node.next_functions if following is not None]
     assert not any("Convolution" in name for name in names)
+
+
+class Heavy(nn.Module):
+    """Weights of which some are many times the responses that they meet; may insist on one layout."""
+
+    def __init__(self, *, view: bool) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 96, 3, stride=2)
+        self.heavy, self.head = nn.Conv2d(96, 96, 3, padding=1), nn.Linear(96 * 7 * 7, 5)
+        self.view = view
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.wide(self.stem(input=images)))
+        if self.view:  # takes the classical layout only
+            x = x.view(len(x), -1).view_as(x)
+        return self.head(F.relu(self.heavy(x)).flatten(1))
+
+
+@pytest.mark.parametrize("layer", ["stem", "wide", "heavy"])
+@pytest.mark.parametrize("view", [False, True])
+def test_the_layout_changes_no_response_and_no_gradient(layer: str, view: bool) -> None:
+    torch.manual_seed(0)
+    model, images = Heavy(view=view).eval(), torch.rand(2, 3, 16, 16)
+    with inspected(model):
+        seen = respond(model, layer, images)
+        assert seen.layout == (torch.contiguous_format if view else torch.channels_last)
+        assert not any("forward" in module.__dict__ for module in model.modules())
+        own = []
+        handle = model.get_submodule(layer).register_forward_hook(lambda module, given, output: own.append(output))
+        output = model(images.clone().requires_grad_())
+        handle.remove()
+        torch.testing.assert_close(seen.output, output)
+        torch.testing.assert_close(seen.leaf, own[0])
+        gradients = [
+            torch.autograd.grad(of[:, 1].sum(), at)[0] for of, at in ((seen.output, seen.leaf), (output, own[0]))
+        ]
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_model_leaves_as_it_came_also_after_an_exception() -> None:

@@ -193,7 +193,7 @@ def score_decomposition(
     with torch.inference_mode(False), inspected(model):
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())  # so that the graph shows whose bias is whose
-        logits, leaf = respond(model, module, inputs.detach())
+        logits, leaf, _ = respond(model, module, inputs.detach())
         scores = score(logits, resolve_target(logits, target, "score_decomposition"))
         found = above(scores, leaf)
         if not found:

@@ -200,16 +200,17 @@ class GradCAMPlusPlus(GradientCam):
 
 def _conservation(seen: Responses, weights: Tensor) -> tuple[float, dict[str, Any]]:
     """Return |sum_k C_k - sum G F| relative to the terms' size, and the figures every gradient CAM reports."""
-    terms = (seen.gradients * seen.activations).sum(dim=(2, 3))
+    products = (seen.gradients * seen.activations).flatten(2)
+    terms = products.sum(dim=2)
     contributions = weights * seen.activations.sum(dim=(2, 3))
-    size = (seen.gradients * seen.activations).abs().sum(dim=(1, 2, 3)).clamp_min(1e-30)
+    size = torch.linalg.vector_norm(products, ord=1, dim=(1, 2)).clamp_min(1e-30)
     error = float(((contributions - terms).sum(dim=1).abs() / size).max())
-    spread = seen.gradients.amax(dim=(2, 3)) - seen.gradients.amin(dim=(2, 3))
-    largest = seen.gradients.abs().amax(dim=(1, 2, 3))[:, None]
+    low, high = seen.gradients.flatten(2).aminmax(dim=2)
+    largest = torch.maximum(high, -low).amax(dim=1, keepdim=True)
     notes = {
         "score": seen.scores.tolist(),
         "bias_term": (seen.scores - terms.sum(dim=1)).tolist(),
-        "gradients_constant_over_space": bool((spread <= 1e-6 * largest).all()),
+        "gradients_constant_over_space": bool((high - low <= 1e-6 * largest).all()),
         "layer_kind": seen.layer.kind,
     }
     return error, notes

@@ -128,18 +128,19 @@ def layer_gradients(
         LayerError: the layer has no grid, or no gradient reaches it.
     """
     module = get_layer(model, layer)
-    logits, leaf = respond(model, module, inputs)
+    logits, leaf, _ = respond(model, module, inputs)
     resolved = resolve_target(logits, target, owner)
     scores = score(logits, resolved)
     where = located(model, module, leaf, inputs)
     gradient: Tensor | None = None
     if scores.requires_grad:
         (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
-    gradients = None if gradient is None else where.to_grid(full_precision(gradient))
+    gradients = None if gradient is None else where.to_grid(full_precision(gradient)).contiguous()
     if gradients is None or not bool((gradients != 0).any()):
         find_target_layer(model, inputs, module)  # says why, if the network is the reason
         raise LayerError(f"No gradient of this target reaches '{where.name}': the score does not depend on it here.")
-    activations = where.to_grid(full_precision(leaf.detach()))
+    # Sums over places are several times faster where a channel's places are neighbours.
+    activations = where.to_grid(full_precision(leaf.detach())).contiguous()
     return Responses(activations, gradients, scores.detach(), logits.detach(), resolved, where)
 
 

@@ -51,13 +51,15 @@ class GradientExplainer(Explainer):
         model: see :class:`Explainer`.
         batch_size: altered copies in one call of the model; None chooses by image size and device.
         seed: see :class:`Explainer`.
+        each: gradients an image.
     """
 
     family = "gradient"
 
-    def __init__(self, model: nn.Module, *, batch_size: int | None = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, batch_size: int | None = None, seed: int = 0, each: int = 1) -> None:
         super().__init__(model, seed=seed)
         self.batch_size = batch_size
+        self._each = each
 
     def input_attribution(self, inputs: Tensor, target: Target = None) -> Tensor:
         """Return the signed attribution of every input value, (N, C, H, W), before the reduction over channels.
@@ -75,7 +77,8 @@ class GradientExplainer(Explainer):
         return RawMap(self._reduce(signed.values), copies.target, signed.check, notes=signed.notes)
 
     def _copies(self, inputs: Tensor, target: Target) -> Copies:
-        return Copies.of(self.model, inputs, target, type(self).__name__, self.batch_size, backward=True)
+        owner = type(self).__name__
+        return Copies.of(self.model, inputs, target, owner, self.batch_size, backward=True, each=self._each)
 
     @abstractmethod
     def _signed(self, copies: Copies) -> _Signed:
@@ -124,14 +127,18 @@ class InputXGradient(GradientExplainer):
 class IntegratedGradients(GradientExplainer):
     """(x - x0) times the mean gradient on the straight path from a baseline x0 to x, by Gauss-Legendre quadrature.
 
-    For as many gradients the rule misses the integral by less than equal steps do: on EfficientNet-Lite0, 50 points
-    miss f(x) - f(x0) by 3 to 10 % on photographs where 50 midpoints miss it by 19 to 33 %.
+    For as many gradients the rule mostly misses the integral by less than equal steps do: on EfficientNet-Lite0 and six
+    photographs, 50 points miss f(x) - f(x0) by 2 to 19 %, 50 midpoints by 6 to 93 %.
 
-    The map is the signed sum over channels, so it sums to f(x) - f(x0): that is the check, within 1 %.
+    The map is the signed sum over channels, so it sums to f(x) - f(x0): that is the check, within 1 %. Where the
+    gradient jumps along the path, as in deep ReLU networks, no rule tried gets there with 50 points, and the miss falls
+    unevenly (100 points: 0.2 to 15 %, 200 points: 0.5 to 3 %); ``max_steps`` lets their number grow until the check
+    holds. ``notes["steps"]`` says how many were used.
 
     Args:
         model: see :class:`Explainer`.
         n_steps: points on the path.
+        max_steps: while the check fails, start again with twice the points, up to this many; None: ``n_steps`` it is.
         baseline: x0, see :data:`striate.explain.batching.Baseline`.
         batch_size: path points in one call of the model; None chooses by image size and device.
 
@@ -148,46 +155,60 @@ class IntegratedGradients(GradientExplainer):
         model: nn.Module,
         *,
         n_steps: int = 50,
+        max_steps: int | None = None,
         baseline: Baseline = None,
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, batch_size=batch_size, seed=seed)
+        super().__init__(model, batch_size=batch_size, seed=seed, each=n_steps)
         self.n_steps = _at_least_one("n_steps", n_steps, type(self).__name__)
+        if max_steps is not None and max_steps < n_steps:
+            raise InputError("max_steps", type(self).__name__, allowed=f"n_steps ({n_steps}) or more", got=max_steps)
+        self.max_steps = max_steps
         self.baseline = baseline
 
     def _signed(self, copies: Copies) -> _Signed:
-        inputs = copies.inputs
-        baseline = as_baseline(self.baseline, inputs, type(self).__name__, self.model).expand_as(inputs)
-        places, shares = (values.to(inputs).view(-1, 1, 1, 1) for values in _gauss_legendre(self.n_steps))
-
-        def on_path(step: Tensor, image: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            return torch.lerp(baseline[image], inputs[image], places[step]), lambda gradient: gradient * shares[step]
-
-        mean = _mean_over_samples(copies, self.n_steps, on_path)[0]
-        values = (inputs - baseline) * mean
+        baseline = as_baseline(self.baseline, copies.inputs, type(self).__name__, self.model).expand_as(copies.inputs)
         difference = copies.own_scores() - copies.scores(baseline, copies.every)
-        return _Signed(values, self._completeness(values, difference), {"score_difference": difference.tolist()})
+        steps, most = self.n_steps, self.max_steps or self.n_steps
+        while True:
+            values = (copies.inputs - baseline) * _mean_on_path(copies, baseline, steps)
+            check = _completeness(values, difference, steps)
+            if check.passed or steps == most:
+                return _Signed(values, check, {"steps": steps, "score_difference": difference.tolist()})
+            steps = min(2 * steps, most)
 
     def _reduce(self, values: Tensor) -> Tensor:
         return values.sum(dim=1)
 
-    def _completeness(self, values: Tensor, difference: Tensor) -> Check:
-        residual = (values.flatten(1).sum(dim=1) - difference).abs()
-        # A difference that is rounding itself cannot be held to 1 % of itself.
-        noise = 1e-5 * values.flatten(1).abs().sum(dim=1)
-        ratio = float((residual / difference.abs().clamp_min(torch.finfo(values.dtype).tiny)).max())
-        value = float(torch.where(residual <= noise, 0.0, residual / difference.abs()).max())
-        passed = value <= 0.01
-        advice = "" if passed else " More steps (n_steps) bring it down."
-        return Check(
-            "completeness",
-            passed,
-            f"With {self.n_steps} steps the attributions miss f(x) - f(baseline) by {ratio:.2%} at most "
-            f"(allowed: 1%).{advice}",
-            value,
-            0.01,
-        )
+
+def _mean_on_path(copies: Copies, baseline: Tensor, steps: int) -> Tensor:
+    """Return the mean gradient on the way from ``baseline`` to the images, (N, C, H, W), by ``steps`` points."""
+    inputs = copies.inputs.contiguous(memory_format=copies.layout)
+    places, shares = (values.to(inputs).view(-1, 1, 1, 1) for values in _gauss_legendre(steps))
+
+    def on_path(step: Tensor, image: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        points = torch.lerp(copies.pick(baseline, image), copies.pick(inputs, image), places[step])
+        return points, lambda gradient: gradient * shares[step]
+
+    return _mean_over_samples(copies, steps, on_path)[0]
+
+
+def _completeness(values: Tensor, difference: Tensor, steps: int) -> Check:
+    residual = (values.flatten(1).sum(dim=1) - difference).abs()
+    # A difference that is rounding itself cannot be held to 1 % of itself.
+    noise = 1e-5 * values.flatten(1).abs().sum(dim=1)
+    ratio = float((residual / difference.abs().clamp_min(torch.finfo(values.dtype).tiny)).max())
+    value = float(torch.where(residual <= noise, 0.0, residual / difference.abs()).max())
+    passed = value <= 0.01
+    advice = "" if passed else " More steps (n_steps; max_steps to have as many as it takes) bring it down."
+    return Check(
+        "completeness",
+        passed,
+        f"With {steps} steps the attributions miss f(x) - f(baseline) by {ratio:.2%} at most (allowed: 1%).{advice}",
+        value,
+        0.01,
+    )
 
 
 class GradientSHAP(GradientExplainer):
@@ -221,7 +242,7 @@ class GradientSHAP(GradientExplainer):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, batch_size=batch_size, seed=seed)
+        super().__init__(model, batch_size=batch_size, seed=seed, each=n_samples)
         self.n_samples = _at_least_one("n_samples", n_samples, type(self).__name__)
         self.sigma = _not_negative("sigma", sigma, type(self).__name__)
         self.baselines = baselines
@@ -301,7 +322,7 @@ class SmoothGrad(GradientExplainer):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, batch_size=batch_size, seed=seed)
+        super().__init__(model, batch_size=batch_size, seed=seed, each=n_samples)
         self.n_samples = _at_least_one("n_samples", n_samples, type(self).__name__)
         self.sigma = _not_negative("sigma", sigma, type(self).__name__)
 

@@ -69,7 +69,8 @@ class LIME(Explainer):
 
     def _explain(self, inputs: Tensor, target: Target) -> RawMap:
         segments = self._segments(inputs)
-        copies = Copies.of(self.model, inputs, target, "LIME", self.batch_size, backward=False)
+        each = self.n_samples
+        copies = Copies.of(self.model, inputs, target, "LIME", self.batch_size, backward=False, each=each)
         maps, fits = [], []
         for index, own in enumerate(segments):
             present = _draw(int(own.max()) + 1, self.n_samples, self.seed)

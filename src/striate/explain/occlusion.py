@@ -55,15 +55,17 @@ class Occlusion(Explainer):
         size = (inputs.shape[-2], inputs.shape[-1])
         window, stride = self._geometry(size)
         baseline = as_baseline(self.baseline, inputs, "Occlusion", self.model).expand_as(inputs)
-        copies = Copies.of(self.model, inputs, target, "Occlusion", self.batch_size, backward=False)
         rows = _spans(size[0], window[0], stride[0], inputs.device)  # (R, H)
         columns = _spans(size[1], window[1], stride[1], inputs.device)  # (K, W)
+        each = len(rows) * len(columns)
+        copies = Copies.of(self.model, inputs, target, "Occlusion", self.batch_size, backward=False, each=each)
+        images = inputs.contiguous(memory_format=copies.layout)
         own = copies.own_scores()
-        falls = torch.zeros(len(rows) * len(columns), inputs.shape[0], dtype=own.dtype, device=own.device)
+        falls = torch.zeros(each, inputs.shape[0], dtype=own.dtype, device=own.device)
         for position, image in pairs(len(falls), inputs.shape[0], copies.batch, inputs.device):
             row, column = rows[position // len(columns)], columns[position % len(columns)]
             covered = row[:, None, :, None] & column[:, None, None, :]  # (b, 1, H, W)
-            altered = torch.where(covered, baseline[image], inputs[image])
+            altered = torch.where(covered, copies.pick(baseline, image), copies.pick(images, image))
             falls[position, image] = own[image] - copies.scores(altered, image)
         # Windows are products of spans, so the sum over those that cover a pixel is two small matrix products.
         falls = falls.T.view(-1, len(rows), len(columns))
@@ -101,12 +103,11 @@ def _order_check(copies: Copies, maps: Tensor, baseline: Tensor) -> Check:
     n, h, w = maps.shape
     tenth = max(1, h * w // 10)
     order = maps.flatten(1).argsort(dim=1, stable=True)
-    own = copies.own_scores()
-    falls = []
+    altered = []
     for chosen in (order[:, -tenth:], order[:, :tenth]):
         covered = torch.zeros(n, h * w, dtype=torch.bool, device=maps.device).scatter_(1, chosen, True)
-        altered = torch.where(covered.view(n, 1, h, w), baseline, copies.inputs)
-        falls.append(own - copies.scores(altered, copies.every))
+        altered.append(torch.where(covered.view(n, 1, h, w), baseline, copies.inputs))
+    falls = copies.own_scores() - copies.scores(torch.cat(altered), copies.every.repeat(2)).view(2, n)
     margin = float((falls[0] - falls[1]).min())
     statement = (
         f"Covering the tenth of the pixels ranked highest lowers the score by {float(falls[0].mean()):.3g}, the tenth "

@@ -69,7 +69,7 @@ class RISE(Explainer):
         n, h, w = inputs.shape[0], inputs.shape[-2], inputs.shape[-1]
         masks = self.masks((h, w)).to(inputs.device)
         baseline = as_baseline(self.baseline, inputs, "RISE", self.model).expand_as(inputs)
-        copies = Copies.of(self.model, inputs, target, "RISE", self.batch_size, backward=False)
+        copies = Copies.of(self.model, inputs, target, "RISE", self.batch_size, backward=False, each=len(masks))
         dtype = torch.promote_types(inputs.dtype, torch.float32)
         sums = torch.zeros(2, n, h * w, dtype=dtype, device=inputs.device)  # even and odd masks
         at_once = max(1, copies.batch // n)
@@ -92,7 +92,7 @@ class RISE(Explainer):
         for images in copies.every.split(max(1, copies.batch // len(shown))):
             image = images.repeat(len(shown))  # mask by mask over these images
             mask = shown.repeat_interleave(len(images), dim=0)[:, None]
-            masked = torch.lerp(baseline[image], copies.inputs[image], mask)
+            masked = torch.lerp(copies.pick(baseline, image), copies.pick(copies.inputs, image), mask)
             columns.append(copies.scores(masked, image, probability=True).view(len(shown), len(images)))
         return torch.cat(columns, dim=1)
 

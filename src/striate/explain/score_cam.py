@@ -50,12 +50,13 @@ class ScoreCAM(CamExplainer):
     def _explain(self, inputs: Tensor, target: Target) -> RawMap:
         module = self._locate(inputs)
         with torch.no_grad():
-            logits, response = respond(self.model, module, inputs)
+            logits, response, layout = respond(self.model, module, inputs)
             logits, response = logits.detach(), response.detach()
             resolved = resolve_target(logits, target, "ScoreCAM")
             layer = located(self.model, module, response, inputs)
             activations = full_precision(layer.to_grid(response))
-            kept = [self._kept(inputs, activations, resolved, logits, i) for i in range(len(inputs))]
+            images = inputs.contiguous(memory_format=layout)
+            kept = [self._kept(images, activations, resolved, logits, i) for i in range(len(images))]
             weights = torch.stack([scores for scores, _ in kept]).to(activations.dtype).softmax(dim=1)
         effective = (-(weights * weights.clamp_min(1e-30).log()).sum(dim=1)).exp()
         fewest, k = float(effective.min()), weights.shape[1]

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from striate.engine.model import get_layer, layer_name
 from striate.errors import InputError, LayerError, ModelError
+from striate.explain.batching import laid_out
 
 __all__ = ["Response", "Tail", "respond"]
 
@@ -31,10 +32,12 @@ class Response(NamedTuple):
     Attributes:
         output: what the model returned, with a graph down to ``leaf``.
         leaf: the layer's response; a leaf that requires grad and that nothing above changes in place.
+        layout: memory format in which the model took the images.
     """
 
     output: Any
     leaf: Tensor
+    layout: torch.memory_format
 
 
 def respond(model: nn.Module, layer: str | nn.Module, inputs: Tensor) -> Response:
@@ -42,24 +45,55 @@ def respond(model: nn.Module, layer: str | nn.Module, inputs: Tensor) -> Respons
 
     With frozen parameters (:func:`striate.engine.state.inspected`) nothing below the layer is kept for a backward pass.
     What goes on to the layers above is a clone: an in-place ReLU there leaves ``leaf`` as the layer returned it.
-    For a layer called several times the last call counts.
+    For a layer called several times the last call counts. The images go in in the layout that is fastest.
 
     Raises:
         LayerError: the layer is not in the model, was not called, or returned no tensor.
     """
     module = get_layer(model, layer)
-    original, leaves = module.forward, []
+    leaf: Tensor | None = None
 
-    def forward(*arguments: Any, **named: Any) -> Tensor:
-        output = _tensor(original(*arguments, **named), model, module)
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()
+    def run(layout: torch.memory_format) -> Response:
+        nonlocal leaf
+        leaf = None
+        forwards = _light_convolutions(model) if layout == torch.channels_last else {}
+        original = forwards.get(module, module.forward)
 
-    with torch.enable_grad(), _forwards({module: forward}):
-        output = model(inputs)
-    if not leaves:
-        raise _not_called(model, module)
-    return Response(output, leaves[-1])
+        def forward(*arguments: Any, **named: Any) -> Tensor:
+            nonlocal leaf
+            leaf = _tensor(original(*arguments, **named), model, module).detach().requires_grad_()
+            return leaf.clone()
+
+        with torch.enable_grad(), _forwards({**forwards, module: forward}):
+            output = model(inputs.contiguous(memory_format=layout))
+        if leaf is None:
+            raise _not_called(model, module)
+        return Response(output, leaf, layout)
+
+    return laid_out(run, inputs)[0]
+
+
+def _light_convolutions(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
+    """Return a forward for each convolution with which it does not copy its weights for a small channels-last input.
+
+    A convolution of a channels-last input brings its weights into that layout, in each call. Where these are many times
+    the input, the input is brought into their layout instead; no value changes. (ResNet-18 on one image: a fifth less
+    time.)
+    """
+
+    def light(convolution: nn.Conv2d) -> Callable[..., Any]:
+        original = convolution.forward
+
+        def forward(*arguments: Any, **named: Any) -> Any:
+            weight = convolution.weight
+            in_order = weight.is_contiguous(memory_format=torch.channels_last)
+            if len(arguments) == 1 and not in_order and weight.numel() > _HEAVY * arguments[0].numel():
+                arguments = (arguments[0].contiguous(),)
+            return original(*arguments, **named)
+
+        return forward
+
+    return {module: light(module) for module in model.modules() if isinstance(module, nn.Conv2d)}
 
 
 class Tail:
@@ -213,6 +247,9 @@ class Tail:
 
 
 _NONE = object()
+
+_HEAVY = 4
+"""Weights that are more than so many times the input are heavy; measured, 1 to 8 do equally well."""
 
 
 @dataclass(eq=False)
