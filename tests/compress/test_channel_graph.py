@@ -276,8 +276,24 @@ def test_a_grouped_convolution_asks_for_multiples():
 def test_split_and_shuffled_channels_stay_and_the_graph_says_why():
     graph = channel_graph(Shuffled(), images(8))
     assert {group.writers for group in graph.groups} == {("branch.0", "branch.3"), ("last",)}
-    assert "split" in graph.fixed["stem"]
+    assert graph.fixed["stem"] == "split along channels in the network"
     assert "split" in graph.fixed["branch.5"]
+
+
+def test_layers_that_share_one_weight_stay():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.stem = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(3, 6, 1)
+            self.two.weight = self.one.weight
+            self.hidden, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.head(F.gelu(self.hidden(self.two(self.one(self.stem(x))).mean((2, 3)))))
+
+    graph = channel_graph(Tied(), images(6))
+    assert [group.writers for group in graph.groups] == [("hidden",)]
+    assert graph.fixed["one"] == graph.fixed["two"] == "two shares its weight with one"
 
 
 def test_what_is_not_understood_stays():
@@ -293,6 +309,7 @@ def test_layers_of_train_mode_are_seen_too():
     model, x = Aux(), images(6)
     graph = channel_graph(model, x)
     assert graph.unused == ()
+    assert graph.weights == graph.weights_at({})  # the auxiliary head is not at work in eval mode
     cropped = crop_channels(model, graph, {0: [0, 3, 4]}, x).train()
     assert cropped.aux.in_features == 3
     assert [tuple(out.shape) for out in cropped(x)] == [(2, 5), (2, 5)]

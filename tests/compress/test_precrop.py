@@ -221,6 +221,21 @@ def test_what_makes_no_sense_is_refused(options, error, words):
         precrop(ResNetMicro((8, 16)), options.pop("density"), images(16), **options)
 
 
+def test_layers_that_keep_their_widths_are_named():
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(self.stem(x).chunk(2, 1)[0]).mean((2, 3)))
+
+    report = precrop(Halved(), 0.7, images(8)).crop_report
+    assert report.fixed == {"stem": "split along channels in the network"}
+    with pytest.raises(InputError, match="1 of 3 layers keep their widths"):
+        precrop(Halved(), 0.2, images(8))
+
+
 def test_nothing_to_crop_is_said():
     with pytest.raises(ModelError, match="nothing to crop"):
         precrop(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 0.5, torch.zeros(1, 3, 2, 2))

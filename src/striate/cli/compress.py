@@ -174,6 +174,13 @@ def _print(
         console.print(f"NOT FASTER beyond doubt: {spread}", soft_wrap=True)
     else:
         console.print(spread, soft_wrap=True)
+    if report.fixed:
+        layer, why = next(iter(report.fixed.items()))
+        console.print(
+            f"{len(report.fixed)} of {len(report.achieved)} layers keep their widths; first {layer}: {why}",
+            soft_wrap=True,
+            markup=False,
+        )
     multiple = fast_multiple(pixels.device)
     if report.divisor % multiple and any(new % multiple for _, new in report.widths.values()):
         console.print(

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from striate.compress.graph import ChannelGraph, ChannelGroup, Layer
 from striate.engine.check import Check
 from striate.engine.resize import resize
-from striate.engine.state import device_of, inspected, seeded
+from striate.engine.state import copy_with, device_of, inspected, seeded
 from striate.errors import CheckError, InputError
 
 __all__ = ["crop_channels", "equality_check", "first_channels", "initialise", "mask_channels", "set_widths"]
@@ -59,9 +59,16 @@ def crop_channels(
         CheckError: the result differs from the network with these channels masked.
     """
     kept = {index: _checked(graph, index, channels) for index, channels in keep.items()}
-    cropped = copy.deepcopy(model)
+    sizes: dict[str, Any] = {}
+    taken: list[tuple[Tensor, Tensor]] = []
     for layer in graph.layers.values():
-        _crop_layer(cropped, layer, kept)
+        ins, outs = (axis.kept(kept) for axis in (layer.inputs, layer.outputs))
+        if len(ins) < layer.inputs.size or len(outs) < layer.outputs.size:
+            sizes[layer.name] = _sizes(model, layer, len(ins), len(outs))
+            for name in _tensors_of(model, layer):
+                tensor = _tensor(model, name)
+                taken.append((tensor, _taken(tensor.detach(), layer, ins, outs, name)))
+    cropped = resize(copy_with(model, taken), {"layers": {k: v for k, v in sizes.items() if v}, "tensors": {}})
     if check:
         found = equality_check(model, graph, kept, example_input)
         if found.passed is False:
@@ -92,15 +99,17 @@ def set_widths(
             raise InputError("widths", "set_widths", allowed=allowed, got=width)
     changed = copy.deepcopy(model)
     starts = {layer.name: _tensor(model, layer.name) for layer in graph.layers.values() if layer.kind == "tensor"}
+    sizes: dict[str, Any] = {}
+    shapes: dict[str, list[int]] = {}
     for layer in graph.layers.values():
         n_in, n_out = (round(axis.width(widths)) for axis in (layer.inputs, layer.outputs))
-        tensors = {name: _tensor(changed, name) for name in _tensors_of(changed, layer)}
-        shapes = {name: _shape(tensor, layer, n_in, n_out, name) for name, tensor in tensors.items()}
-        sizes = _sizes(changed, layer, n_in, n_out)
-        resize(changed, {
-            "layers": {layer.name: sizes} if sizes else {},
-            "tensors": {name: shape for name, shape in shapes.items() if shape != list(tensors[name].shape)},
-        })  # fmt: skip
+        sizes[layer.name] = _sizes(changed, layer, n_in, n_out)
+        for name in _tensors_of(changed, layer):
+            tensor = _tensor(changed, name)
+            shape = _shape(tensor, layer, n_in, n_out, name)
+            if shape != list(tensor.shape):
+                shapes[name] = shape
+    resize(changed, {"layers": {k: v for k, v in sizes.items() if v}, "tensors": shapes})
     initialise(changed, seed)
     for name, start in starts.items():  # a layer scale or the like: one value for all channels
         if _tensor(changed, name).shape != start.shape:
@@ -206,24 +215,6 @@ def _group(graph: ChannelGraph, index: int) -> ChannelGroup:
     return graph.groups[index]
 
 
-def _crop_layer(model: nn.Module, layer: Layer, keep: Keep) -> None:
-    ins, outs = (torch.from_numpy(axis.kept(keep)) for axis in (layer.inputs, layer.outputs))
-    if len(ins) == layer.inputs.size and len(outs) == layer.outputs.size:
-        return
-    device = device_of(model)
-    taken = {
-        name: _taken(_tensor(model, name).detach(), layer, ins.to(device), outs.to(device), name)
-        for name in _tensors_of(model, layer)
-    }
-    sizes = _sizes(model, layer, len(ins), len(outs))
-    resize(model, {
-        "layers": {layer.name: sizes} if sizes else {},
-        "tensors": {name: list(tensor.shape) for name, tensor in taken.items()},
-    })  # fmt: skip
-    for name, tensor in taken.items():
-        _tensor(model, name).data.copy_(tensor)
-
-
 def _tensors_of(model: nn.Module, layer: Layer) -> list[str]:
     """Return the names of a layer's tensors that have a channel axis."""
     if layer.kind == "tensor":
@@ -270,8 +261,9 @@ def _shape(tensor: Tensor, layer: Layer, n_in: int, n_out: int, name: str) -> li
     return shape
 
 
-def _taken(tensor: Tensor, layer: Layer, ins: Tensor, outs: Tensor, name: str) -> Tensor:
+def _taken(tensor: Tensor, layer: Layer, kept_in: np.ndarray, kept_out: np.ndarray, name: str) -> Tensor:
     """Return the part of a tensor that belongs to the channels that stay."""
+    ins, outs = (torch.from_numpy(kept).to(tensor.device) for kept in (kept_in, kept_out))
     if layer.kind == "tensor":
         return tensor.index_select(_long(tensor), outs)
     if not layer.outputs.size:
@@ -282,10 +274,8 @@ def _taken(tensor: Tensor, layer: Layer, ins: Tensor, outs: Tensor, name: str) -
         first, second = (ins, outs) if layer.transposed else (outs, ins)
         return tensor.index_select(0, first).index_select(1, second)
     per_in, per_out = layer.inputs.size // layer.groups, layer.outputs.size // layer.groups
-    return torch.cat([
-        tensor.index_select(0, outs[outs // per_out == run]).index_select(1, ins[ins // per_in == run] - run * per_in)
-        for run in range(layer.groups)
-    ])  # fmt: skip
+    local = ins.view(layer.groups, -1) % per_in  # run of the input -> which of its channels stay, as many in each
+    return tensor[outs[:, None], local[outs // per_out]]
 
 
 def _gone(axis: Any, keep: Keep) -> np.ndarray:
