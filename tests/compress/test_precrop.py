@@ -14,6 +14,7 @@ from torch import nn
 
 from striate.compress.density import layer_density
 from striate.compress.graph import channel_graph
+from striate.compress.masks import apply_weight_mask
 from striate.compress.precropping import TOLERANCE, preconfig, precrop
 from striate.compress.widths import fast_multiple, rounded
 from striate.engine.macs import count_macs
@@ -239,6 +240,15 @@ def test_layers_that_keep_their_widths_are_named():
 def test_nothing_to_crop_is_said():
     with pytest.raises(ModelError, match="nothing to crop"):
         precrop(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 0.5, torch.zeros(1, 3, 2, 2))
+    masks = {
+        name: torch.ones_like(layer.weight)
+        for name, layer in ResNetMicro((8,)).named_modules()
+        if hasattr(layer, "kernel_size") or name == "fc"
+    }
+    masked = apply_weight_mask(ResNetMicro((8,)), masks)
+    for make in (lambda: precrop(masked, 0.5, images(8)), lambda: preconfig(masked, images(8))):
+        with pytest.raises(ModelError, match="bake_weight_mask"):
+            make()
     joined = nn.Sequential(nn.Conv2d(3, 8, 1), Doubled(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     with pytest.raises(ModelError, match="residual='stage'"):
         precrop(joined, 0.5, images(8))

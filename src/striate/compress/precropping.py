@@ -29,11 +29,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor, nn
 
 from striate.compress.allocation import synexp
-from striate.compress.density import check_shares, layer_density
+from striate.compress.density import check_shares, costs, layer_density
 from striate.compress.edit import equality_check, first_channels, set_widths
 from striate.compress.graph import ChannelGraph, ChannelGroup, Layer, channel_graph
 from striate.compress.widths import fast_multiple, rounded
@@ -173,9 +172,7 @@ def preconfig(
     if params is None and flops is None:
         params = 1.0
     graph = channel_graph(model, example_input)
-    n, f = (
-        np.array([getattr(layer, kind) for layer in graph.weighted.values()], float) for kind in ("weights", "macs")
-    )
+    n, f = costs(model, graph)
     values = synexp(
         n,
         f,
