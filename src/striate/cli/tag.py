@@ -278,7 +278,18 @@ def _judge(tagger: Any, sentences: Sequence[TaggedSentence]) -> dict[str, Any]:
     untagged = next((item for item in sentences if item.tags is None), None)
     if untagged is not None:
         raise DataError(f"'{' '.join(untagged.tokens[:6])}' has no tags; evaluation needs tagged text.")
+    there = {tag for item in sentences for tag in item.tags or ()}
+    known = set(tagger.tags)
+    if not {tag.partition("-")[2] or tag for tag in there} & {tag.partition("-")[2] or tag for tag in known}:
+        raise DataError(
+            f"None of the text's tags ({_some(there)}) is one that the tagger gives ({_some(known)}); they stand in "
+            "the column --tag-column."
+        )
     return _report([item.tags or () for item in sentences], tagger.predict([item.tokens for item in sentences]))
+
+
+def _some(tags: set[str]) -> str:
+    return ", ".join(sorted(tags)[:3]) + (", …" if len(tags) > 3 else "")
 
 
 def _report(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -126,14 +126,18 @@ def load_state_dict(network: nn.Module, weights: dict[str, Tensor], *, origin: s
 
     Prefixes that training wrappers add (``module.``, ``_orig_mod.``, ``model.``, in any nesting) are dropped where
     the names fit only without them, and so are the copies that adversarial-training toolboxes store beside the
-    network (``attacker.…``, ``normalizer.…``). Names of the authors' own checkpoints are mapped by the
-    ``checkpoint_filter_fn`` of the network's module (timm's convention), where there is one.
+    network (``attacker.…``, ``normalizer.…``). Random filters that were saved as their seed
+    (:func:`striate.layers.to_lc.compact_state_dict`) are drawn again. Names of the authors' own checkpoints are mapped
+    by the ``checkpoint_filter_fn`` of the network's module (timm's convention), where there is one.
 
     Raises:
         WeightsError: missing or unexpected names, other shapes, or values that are not finite.
     """
     own = network.state_dict()
-    weights = _without_wrappers(weights, own)
+    weights = dict(_without_wrappers(weights, own))
+    for name, module in network.named_modules():  # layers that may be saved as the seed that gives them
+        if hasattr(module, "compact") and hasattr(module, "expand"):
+            module.expand(weights, f"{name}." if name else "")
     if any(key not in weights or weights[key].shape != value.shape for key, value in own.items()):
         weights = _by_published_names(network, weights)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
