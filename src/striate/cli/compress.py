@@ -69,6 +69,11 @@ def compress(
     for name, value in (("--batch-size", batch_size), ("--repeats", repeats - 1)):
         if value < 1:
             raise InputError(name, "striate compress", allowed=">= 1" if name == "--batch-size" else ">= 2", got=value)
+    if method == "precrop" and density is None and flops is None:
+        raise InputError("--density", "striate compress", allowed="given, or --flops, or both", got="neither")
+    if method == "precrop" and layers in {"snip", "grasp"} and images is None:
+        hint = "synflow and synexp need none."
+        raise InputError("--images", "striate compress", allowed=f"given for {layers}", got="none", hint=hint)
     loaded = load_model(model, **model_options(architecture, False, input_size, mean, std, class_names, device))
     size = loaded.preprocessing.input_size
     example = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(loaded.mean.device)
