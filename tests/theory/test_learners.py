@@ -248,5 +248,6 @@ def test_refusals() -> None:
     ):
         with pytest.raises(InputError):
             call()
-    with pytest.raises(ModelError, match="patches_to_images"):
-        NetworkLearner(lambda: nn.Conv2d(3, 4, 3), steps=1).fit(x, y)
+    for network in (lambda: nn.Conv2d(3, 4, 3), lambda: nn.BatchNorm2d(3)):
+        with pytest.raises(ModelError, match="patches_to_images"):
+            NetworkLearner(network, steps=1).fit(x, y)
