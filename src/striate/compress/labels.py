@@ -139,8 +139,9 @@ class ChannelLabels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name.endswith("_") and args[0].is_meta and _pointwise(func, name.rstrip("_")):
-            out = args[0]  # in place, where there is nothing to compute
+        changed = args[0] if args and name.endswith("_") else None
+        if isinstance(changed, Tensor) and changed.is_meta and _pointwise(func, name.rstrip("_")):
+            out = changed  # in place, where there is nothing to compute
         else:
             out = func(*args, **kwargs)
         if not self._paused:
