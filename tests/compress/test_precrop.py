@@ -222,6 +222,21 @@ def test_what_makes_no_sense_is_refused(options, error, words):
         precrop(ResNetMicro((8, 16)), options.pop("density"), images(16), **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_stay_as_they_are(dtype):
+    small = precrop(ResNetMicro((8, 16)).to(dtype), 0.5, images(16))
+    assert {parameter.dtype for parameter in small.parameters()} == {dtype}
+    assert small.crop_report.checks[0].passed
+
+
+def test_a_compiled_network_is_followed_as_it_is_written():
+    torch._dynamo.reset()
+    network = torch.compile(ResNetMicro((8, 16)), backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert channel_graph(network, images(16)).weights == channel_graph(ResNetMicro((8, 16)), images(16)).weights
+    assert torch._dynamo.utils.counters["frames"].get("total", 0) == 0
+
+
 def test_layers_that_keep_their_widths_are_named():
     class Halved(nn.Module):
         def __init__(self) -> None:

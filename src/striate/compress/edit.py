@@ -114,7 +114,7 @@ def set_widths(
     for name, start in starts.items():  # a layer scale or the like: one value for all channels
         if _tensor(changed, name).shape != start.shape:
             _tensor(changed, name).data.fill_(start.double().mean().item())
-    image = example_input[:1].to(device_of(changed))
+    image = example_input[:1].to(next(changed.parameters(), example_input))  # device and dtype
     try:
         with torch.no_grad(), inspected(changed, warn=False), seeded(0):
             changed(image)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from striate.compress.labels import ChannelLabels, varying
-from striate.engine.state import copy_with, seeded
+from striate.engine.state import as_written, copy_with, seeded
 from striate.models.mini import PadShortcut
 
 __all__ = ["Seen", "Trace"]
@@ -63,7 +63,7 @@ class Trace:
 
     def follow(self) -> Trace:
         """Run the network, and return this trace."""
-        with torch.no_grad(), seeded(0):
+        with torch.no_grad(), seeded(0), as_written(self.model):
             tensors = (*self.model.parameters(), *self.model.buffers())
             copied = copy_with(self.model, ((tensor, tensor.detach().to(self.device, copy=True)) for tensor in tensors))
             self.labels = ChannelLabels(lambda: (self.place[-1] if self.place else "") or "the network")

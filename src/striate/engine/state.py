@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.errors import TrainModeWarning
 
-__all__ = ["StillStatistics", "copy_with", "device_of", "inspected", "mix_seeds", "seeded"]
+__all__ = ["StillStatistics", "as_written", "copy_with", "device_of", "inspected", "mix_seeds", "seeded"]
 
 
 @contextmanager
@@ -44,8 +44,7 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
             module.training = False
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
-        compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module, _ in modes)
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        with as_written(model):
             yield model
     finally:
         for module, mode in modes:
@@ -53,6 +52,12 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+
+def as_written(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context in which a network that went through ``torch.compile`` runs as it is written."""
+    compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class StillStatistics(AbstractContextManager[None]):
