@@ -35,6 +35,26 @@ def two_layers():
     return model
 
 
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_a_branch_that_starts_silent_keeps_its_share(method):
+    model = timm.create_model("resnet10t", num_classes=10)  # the last norm of every block starts at zero
+    images, labels = batch(side=32)
+    density = layer_density(model, images, method, 0.25, batch=(images, labels))
+    assert not model.layer3[0].bn2.weight.any()
+    assert density["layer3.0.conv1"] == density["layer3.0.conv2"] == pytest.approx(0.25, abs=1e-3)
+    weights = {name: model.get_submodule(name).weight.numel() for name in density}
+    kept = sum(density[name] * count for name, count in weights.items())
+    assert kept / sum(weights.values()) == pytest.approx(0.25, abs=1e-3)
+
+
+def test_scores_that_say_nothing_are_refused():
+    model = two_layers()
+    model[2].weight.data.zero_()
+    model[0].weight.data.zero_()
+    with pytest.raises(RunError, match="zero in every layer"):
+        weight_mask(model, torch.zeros(1, 2), "synflow", 0.5)
+
+
 def test_synflow_by_hand():
     scores = weight_scores(two_layers(), torch.zeros(1, 2), "synflow")
     torch.testing.assert_close(scores["0"], torch.tensor([[2.0, 4.0], [0.5, 3.0]], dtype=torch.float64))
