@@ -248,6 +248,7 @@ def test_layers_that_keep_their_widths_are_named():
 
     report = precrop(Halved(), 0.7, images(8)).crop_report
     assert report.fixed == {"stem": "split along channels in the network"}
+    assert "1 of 3 layers of another width, 1 fixed; failed checks: budget>" in repr(report)
     with pytest.raises(InputError, match="1 of 3 layers keep their widths"):
         precrop(Halved(), 0.2, images(8))
 

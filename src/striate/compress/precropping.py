@@ -49,7 +49,7 @@ TOLERANCE = 0.01
 """Share of the budget by which the weights may miss it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CropReport:
     """What was done to a network; every cropped network carries one as ``crop_report``.
 
@@ -81,6 +81,14 @@ class CropReport:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        failed = [check.name for check in self.checks if check.passed is False]
+        sizes = "; ".join(
+            f"{name} {old:,} -> {new:,}" for name, (old, new) in (("weights", self.params), ("MACs", self.macs))
+        )
+        layers = f"{len(self.widths)} of {len(self.achieved)} layers of another width, {len(self.fixed)} fixed"
+        return f"<CropReport: {sizes}; {layers}; failed checks: {', '.join(failed) or 'none'}>"
 
 
 def precrop(
