@@ -29,6 +29,7 @@ EMBEDDED = ("lite0", "mobilenet-v2")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _HALF = (0.5, 0.5, 0.5)
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
 _AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict")
 
 
@@ -57,8 +58,8 @@ def load_model(
             * a file that :func:`striate.compress.save.save_network` wrote: it knows its network and the layers' sizes,
             * ``package.module:factory``, a callable without required arguments that returns a module,
             * a module.
-        architecture: for a checkpoint file only: a name, or a file of :func:`~striate.compress.save.save_network`, whose
-            network was trained since.
+        architecture: for a checkpoint file only: a name; or a file of :func:`~striate.compress.save.save_network`,
+            whose network was trained since.
         pretrained: let timm, torchvision or the hub download their weights; otherwise they start at random.
         num_classes: of a timm or torchvision network built here.
         class_names: overrides those that come with the weights.
