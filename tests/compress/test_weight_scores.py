@@ -47,6 +47,16 @@ def test_a_branch_that_starts_silent_keeps_its_share(method):
     assert kept / sum(weights.values()) == pytest.approx(0.25, abs=1e-3)
 
 
+@pytest.mark.parametrize("method", ["synflow", "magnitude"])
+@pytest.mark.parametrize("density", [0.001, 0.3, 1.0])
+def test_the_highest_are_found_as_sorting_finds_them(method, density):
+    model = ResNetMicro((8, 16))
+    next(model.parameters()).data.fill_(0.1)  # many scores alike
+    x = torch.zeros(1, 3, 16, 16)
+    fast, slow = (weight_mask(model, x, method, density, flops, rounds=3) for flops in (None, 1.0))
+    assert all(torch.equal(fast[name], slow[name]) for name in fast)
+
+
 def test_scores_that_say_nothing_are_refused():
     model = two_layers()
     model[2].weight.data.zero_()

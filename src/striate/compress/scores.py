@@ -238,16 +238,20 @@ def _best(
     layers = graph.weighted
     ranked = [name for name in scores if name not in unreached]
     flat = torch.cat([scores[name].flatten().double() for name in ranked])
-    order = torch.argsort(flat, descending=True, stable=True)
-    fits = flat.numel()
-    for kind, share in shares.items():
-        cost = torch.cat(
-            [torch.full((layers[name].weights,), getattr(layers[name], kind) / layers[name].weights) for name in ranked]
-        ).to(flat.device, torch.float64)
-        spent = cost[order].cumsum(0)
-        fits = min(fits, int((spent <= share * float(cost.sum()) * (1 + 1e-9)).sum()))
-    best = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    best[order[: max(1, fits)]] = True
+    if set(shares) == {"weights"}:  # all cost the same: no need to sort
+        best = _highest(flat, max(1, int(shares["weights"] * len(flat) * (1 + 1e-9))))
+    else:
+        order = torch.argsort(flat, descending=True, stable=True)
+        fits = flat.numel()
+        for kind, share in shares.items():
+            cost = torch.cat([
+                torch.full((layers[name].weights,), getattr(layers[name], kind) / layers[name].weights)
+                for name in ranked
+            ]).to(flat.device, torch.float64)  # fmt: skip
+            spent = cost[order].cumsum(0)
+            fits = min(fits, int((spent <= share * float(cost.sum()) * (1 + 1e-9)).sum()))
+        best = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+        best[order[: max(1, fits)]] = True
     parts = dict(zip(ranked, best.split([layers[name].weights for name in ranked]), strict=True))
     masks = {}
     for name, score in scores.items():
@@ -259,6 +263,15 @@ def _best(
         else:
             masks[name] = parts[name].view(score.shape)
     return masks
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """Return where the ``count`` highest scores are, (n,) boolean; of equal ones the first."""
+    least = torch.kthvalue(scores, len(scores) - count + 1).values
+    best = scores > least
+    equal = (scores == least).nonzero()[: count - int(best.sum()), 0]
+    best[equal] = True
+    return best
 
 
 def _pixels(images: Tensor) -> Tensor:
