@@ -47,6 +47,16 @@ def test_weights_trained_since_load_with_the_saved_network_as_their_architecture
     assert torch.equal(again(images()), model.eval()(images()))
 
 
+def test_a_cropped_network_is_cropped_again(tmp_path):
+    original = load_model("mobilenetv3_small_050", num_classes=2)
+    first = save_network(precrop(original.network, 0.5, images()), tmp_path / "one", "mobilenetv3_small_050")
+    small = precrop(load_model(str(first)).network, 0.5, images())
+    second = save_network(small, tmp_path / "two", str(first))
+    assert read_note(second)["network"]["architecture"] == "mobilenetv3_small_050"
+    first.unlink()
+    assert torch.equal(load_model(str(second)).network(images()), small.eval()(images()))
+
+
 def test_preprocessing_and_names_come_along(tmp_path):
     original = load_model(
         "mobilenetv3_small_050", num_classes=2, class_names=["cat", "dog"], input_size=(3, 64, 64), mean=[0.4] * 3

@@ -327,7 +327,7 @@ def _from_checkpoint(path: str, architecture: str | None, num_classes: int | Non
             f"{Path(path).name} holds weights but not which network they belong to; name it with "
             "--architecture (architecture=…), e.g. torchvision:resnet18 or package.module:factory."
         )
-    if _is_weights_file(architecture):  # a saved network of changed layer sizes, trained on since
+    if not recipe and _is_weights_file(architecture):  # a saved network of changed layer sizes, trained on since
         model = _from_checkpoint(architecture, None, num_classes)
     else:
         if num_classes is None:
