@@ -30,7 +30,8 @@ def save_network(network: nn.Module, folder: str | Path, original: str | nn.Modu
         network: the changed network, trained or not, plain or in a :class:`~striate.engine.model.VisionModel`.
         folder: made if missing.
         original: the name that :func:`striate.load_model` knows the original by (``torchvision:resnet50``,
-            ``package.module:factory``, a file that this function wrote); or the original itself, for which loading then needs ``architecture``.
+            ``package.module:factory``, a file that this function wrote); or the original itself, for which loading then
+            needs ``architecture``.
 
     Returns:
         The path of ``model.safetensors``.
