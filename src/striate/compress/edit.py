@@ -28,7 +28,7 @@ Keep = Mapping[int, Any]
 """Group of the graph -> sorted numbers of the channels that stay; groups that are not named stay whole."""
 
 EQUAL = 1e-6
-"""Largest difference between the cropped and the masked network, relative to the largest output, in float64."""
+"""Largest difference between the cropped and the masked network, relative to that of two images, in float64."""
 
 
 def first_channels(graph: ChannelGraph, widths: Mapping[int, int]) -> dict[int, np.ndarray]:
@@ -170,27 +170,33 @@ def mask_channels(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Modul
 def equality_check(model: nn.Module, graph: ChannelGraph, keep: Keep, example_input: Tensor) -> Check:
     """Crop a twin of the network, and compare it with the twin in which the cropped channels are zero.
 
-    In float64 and eval mode on one seeded random image; parameters of one value throughout (norms at their start, layer
-    scales, weights that start at zero) are drawn at random, so that no branch is silent. It does not apply where a
-    normalisation or a mean goes over channels that were cropped.
+    In float64 and eval mode on two seeded random images; parameters of one value throughout (norms at their start,
+    layer scales, weights that start at zero) are drawn at random, so that no branch is silent, and batch norms get the
+    statistics of these images, so that no activation is saturated. It does not apply where a normalisation or a mean
+    goes over channels that were cropped, and says nothing where the masked network takes both images for the same.
     """
     name = "cropped = masked"
     if any(graph.groups[index].mixed for index in keep if len(keep[index]) < graph.groups[index].size):
         why = "A normalisation or a zero-padded shortcut goes over cropped channels, so masking them is something else."
         return Check(name, None, why)
     twin = copy.deepcopy(model).double()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, *example_input.shape[1:], dtype=torch.float64, generator=generator).to(device_of(twin))
     with seeded(0):
-        _liven(twin)
-    masked = _outputs(mask_channels(twin, graph, keep), example_input)
+        _liven(twin, images)
+    masked = _outputs(mask_channels(twin, graph, keep), images)
     try:
-        cropped = _outputs(crop_channels(twin, graph, keep, example_input, check=False), example_input)
+        cropped = _outputs(crop_channels(twin, graph, keep, example_input, check=False), images)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Check(name, False, f"The cropped network does not run: {reason}.")
-    apart = max(_apart(a, b) for a, b in zip(masked, cropped, strict=True))
+    told = max(_apart(a[:1], a[1:]) for a in masked)
+    if told < EQUAL:
+        return Check(name, None, "The masked network answers the same to any image, so a comparison says nothing.")
+    apart = max(_apart(a, b) for a, b in zip(masked, cropped, strict=True)) / told
     statement = (
-        f"On a random image the cropped network differs from the masked one by {apart:.1e} of the largest output "
-        f"(bound {EQUAL:.0e})."
+        f"On two random images the cropped network differs from the masked one by {apart:.1e} of what the images "
+        f"differ by (bound {EQUAL:.0e})."
     )
     return Check(name, apart <= EQUAL, statement, apart, EQUAL)
 
@@ -297,9 +303,9 @@ def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _liven(model: nn.Module) -> None:
-    """Draw at random what starts at one value, so that a branch that starts at zero takes part in a comparison."""
-    with torch.no_grad():
+def _liven(model: nn.Module, images: Tensor) -> None:
+    """Draw at random what starts at one value, and give batch norms the statistics of what they see."""
+    with torch.no_grad(), inspected(model, warn=False):
         for parameter in model.parameters():
             if parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.uniform_(0.5, 1.5)
@@ -307,13 +313,13 @@ def _liven(model: nn.Module) -> None:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+                module.momentum, module.training = 1.0, True
+        model(images)
 
 
-def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(1, *example.shape[1:], dtype=torch.float64, generator=generator).to(device_of(model))
+def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
     with torch.no_grad(), inspected(model, warn=False):
-        return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, Tensor)]
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
