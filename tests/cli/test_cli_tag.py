@@ -179,6 +179,12 @@ def test_tags_of_another_kind_are_not_counted_as_wrong(folder: Path, tmp_path: P
     code, _, err = call("evaluate", str(tmp_path / "pos.conll"), "--model", str(folder / "m"))
     assert code == 2
     assert "None of the text's tags (NOUN, VERB) is one that the tagger gives" in err
+    code, _, err = call("evaluate", str(tmp_path / "pos.conll"), "--predicted")
+    assert code == 2
+    assert "have no tag in common: a, b; NOUN, VERB." in err
+    code, _, err = call("predict", str(tmp_path / "pos.conll"), "--model", str(folder / "m"), "--best", "0")
+    assert code == 2
+    assert "'--best' of striate tag predict must be >= 1" in err
 
 
 @pytest.mark.parametrize(("option", "value"), [("--hidden", "0"), ("--word-dim", "0"), ("--dropout", "1")])

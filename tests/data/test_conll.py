@@ -118,6 +118,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_conllu_keeps_what_is_no_token(tmp_path: Path) -> None:
     path = save(tmp_path, CONLLU, "text.conllu")
+    with pytest.raises(DataError, match="10 columns, so there is none of number 20"):
+        read_conllu(path, tag_column=20)
     first, second = read_tagged(path)
     assert first.tokens == ("Vamos", "nos", "a", "el", "mar")
     assert first.tags == ("VERB", "PRON", "ADP", "DET", "NOUN")

@@ -151,6 +151,8 @@ def predict(
     from striate.errors import InputError
     from striate.tasks.tagging.files import load_tagger
 
+    if best < 1:
+        raise InputError("--best", "striate tag predict", allowed=">= 1", got=best)
     chosen: Any = format_ or ("text" if source == "-" else format_of(source))
     if (best > 1 or probability) and chosen not in {"conll", "text"}:
         raise InputError(
@@ -197,10 +199,14 @@ def evaluate(
 ) -> None:
     """Count what is right: spans as conlleval does where the tags are chunk tags, and tokens."""
     from striate.engine.files import write_json
+    from striate.errors import DataError
     from striate.tasks.tagging.files import load_tagger
 
     if predicted:
         gold, guess = (_read(data, ("conll", token_column, column, chat_tokens)) for column in (-2, -1))
+        theirs, ours = ({tag for item in column for tag in item.tags or ()} for column in (gold, guess))
+        if not theirs & ours:
+            raise DataError(f"The last two columns of {data} have no tag in common: {_some(theirs)}; {_some(ours)}.")
         figures = _report([item.tags or () for item in gold], [item.tags or () for item in guess])
     else:
         tagger, _ = load_tagger(model, device=device)

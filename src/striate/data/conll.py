@@ -111,6 +111,7 @@ def read_conllu(path: str | Path, *, tag_column: int = _UPOS) -> list[TaggedSent
     Raises:
         DataError: unreadable, empty, or a line without ten columns; it is named.
     """
+    tag_column = _column(tag_column, 10, path)
     found: list[TaggedSentence] = []
     rows: list[tuple[str, ...]] = []
     others: list[tuple[int, str]] = []
