@@ -51,6 +51,7 @@ def compress(
     """Make a network smaller before training, and say what that is worth on this machine.
 
     The result has fresh weights; train it as you would the original: load_model("striate-compress/model.safetensors").
+    Examine what you trained: striate examine trained.pth --architecture striate-compress/model.safetensors
 
     Example: striate compress torchvision:resnet18 --density 0.3 --divisor auto
     """
