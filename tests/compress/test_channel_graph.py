@@ -395,8 +395,10 @@ def test_normalisation_over_channels_is_another_network_when_cropped():
 )
 def test_impossible_channels_are_refused(keep, words):
     model, x = ResNetMicro((8, 16)), images(8)
-    with pytest.raises(InputError, match=words):
-        crop_channels(model, channel_graph(model, x), keep, x)
+    graph = channel_graph(model, x)
+    for call in (crop_channels, mask_channels, equality_check):
+        with pytest.raises(InputError, match=words):
+            call(model, graph, keep, *[] if call is mask_channels else [x])
 
 
 def test_a_network_that_does_not_run_says_so():

@@ -58,7 +58,7 @@ def crop_channels(
         InputError: no such group or channel, none left, or uneven over the runs.
         CheckError: the result differs from the network with these channels masked.
     """
-    kept = {index: _checked(graph, index, channels) for index, channels in keep.items()}
+    kept = _checked("crop_channels", graph, keep)
     sizes: dict[str, Any] = {}
     taken: list[tuple[Tensor, Tensor]] = []
     for layer in graph.layers.values():
@@ -146,12 +146,17 @@ def initialise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def mask_channels(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
-    """Return a copy of ``model`` in which every channel that does not stay is zero wherever it is written and read."""
+    """Return a copy of ``model`` in which every channel that does not stay is zero wherever it is written and read.
+
+    Raises:
+        InputError: as :func:`crop_channels`.
+    """
+    kept = _checked("mask_channels", graph, keep)
     masked = copy.deepcopy(model)
     modules = dict(masked.named_modules())
     with torch.no_grad():
         for layer in graph.layers.values():
-            inside, outside = (_gone(axis, keep) for axis in (layer.inputs, layer.outputs))
+            inside, outside = (_gone(axis, kept) for axis in (layer.inputs, layer.outputs))
             if layer.kind == "tensor":
                 _tensor(masked, layer.name).movedim(_long(_tensor(masked, layer.name)), 0)[outside] = 0
                 continue
@@ -176,6 +181,7 @@ def equality_check(model: nn.Module, graph: ChannelGraph, keep: Keep, example_in
     goes over channels that were cropped, and says nothing where the masked network takes both images for the same.
     """
     name = "cropped = masked"
+    keep = _checked("equality_check", graph, keep)
     if any(graph.groups[index].mixed for index in keep if len(keep[index]) < graph.groups[index].size):
         why = "A normalisation or a zero-padded shortcut goes over cropped channels, so masking them is something else."
         return Check(name, None, why)
@@ -201,17 +207,20 @@ def equality_check(model: nn.Module, graph: ChannelGraph, keep: Keep, example_in
     return Check(name, apart <= EQUAL, statement, apart, EQUAL)
 
 
-def _checked(graph: ChannelGraph, index: int, channels: Any) -> np.ndarray:
-    group = _group(graph, index)
+def _checked(owner: str, graph: ChannelGraph, keep: Keep) -> dict[int, np.ndarray]:
+    return {index: _channels(owner, _group(graph, index), channels) for index, channels in keep.items()}
+
+
+def _channels(owner: str, group: ChannelGroup, channels: Any) -> np.ndarray:
     found = np.asarray(channels.cpu() if isinstance(channels, Tensor) else channels, dtype=np.int64)
     where = f"the group written by {', '.join(group.writers) or 'nothing'}"
     if found.ndim != 1 or found.size == 0 or (np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= group.size:
         allowed = f"ascending numbers from 0 to {group.size - 1}, at least one, for {where}"
-        raise InputError("keep", "crop_channels", allowed=allowed, got=found.tolist())
+        raise InputError("keep", owner, allowed=allowed, got=found.tolist())
     per_run = np.bincount(found * group.multiple // group.size, minlength=group.multiple)
     if len(set(per_run.tolist())) > 1:
         allowed = f"even over {group.multiple} runs of {group.size // group.multiple} channels for {where}"
-        raise InputError("keep", "crop_channels", allowed=allowed, got=f"{per_run.tolist()} channels in the runs")
+        raise InputError("keep", owner, allowed=allowed, got=f"{per_run.tolist()} channels in the runs")
     return found
 
 
