@@ -314,7 +314,7 @@ def test_layers_that_share_one_weight_stay():
 
     graph = channel_graph(Tied(), images(6))
     assert [group.writers for group in graph.groups] == [("hidden",)]
-    assert graph.fixed["one"] == graph.fixed["two"] == "two shares its weight with one"
+    assert graph.fixed["one"] == graph.fixed["two"] == "one and two share one weight"
 
 
 def test_what_is_not_understood_stays():

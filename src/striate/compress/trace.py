@@ -59,7 +59,7 @@ class Trace:
     seen: dict[str, Seen] = field(default_factory=dict)
     place: list[str] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
-    owners: dict[int, str] = field(default_factory=dict)
+    users: dict[int, list[str]] = field(default_factory=dict)
 
     def follow(self) -> Trace:
         """Run the network, and return this trace."""
@@ -69,6 +69,8 @@ class Trace:
             self.labels = ChannelLabels(lambda: (self.place[-1] if self.place else "") or "the network")
             leaves = {name: module for name, module in copied.named_modules() if isinstance(module, _LEAVES)}
             for name, module in copied.named_modules():
+                for _, parameter in module.named_parameters(recurse=False):
+                    self.users.setdefault(id(parameter), []).append(name)
                 for hooks in (module._forward_hooks, module._forward_pre_hooks):
                     hooks.clear()
                 self._watch(name, module, leaf=name in leaves)
@@ -194,10 +196,9 @@ class Trace:
 
     def _see(self, name: str, seen: Seen) -> None:
         weight = None if seen.module is None else seen.module._parameters.get("weight")
-        owner = name if weight is None else self.owners.setdefault(id(weight), name)
-        if owner != name:  # cropped one by one, they would no longer share it
-            for one in (seen, self.seen[owner]):
-                self.labels.fix(np.concatenate([one.inputs, one.outputs]), f"{name} shares its weight with {owner}")
+        users = self.users.get(id(weight), [])
+        if len(users) > 1:  # the others may not be cropped alike
+            self.labels.fix(np.concatenate([seen.inputs, seen.outputs]), f"{' and '.join(users)} share one weight")
         known = self.seen.get(name)
         if known is None:
             self.seen[name] = seen
