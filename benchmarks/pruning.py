@@ -2,7 +2,11 @@
 
 Both libraries drop the last half of every group of channels of the same network with the same weights. Printed are the
 difference of the two results' outputs, relative to the largest, and the time of finding the groups and cropping them;
-where one of them fails, what it says. Then the latency of convolutions by width: why widths are rounded.
+where one of them fails, what it says. On ResNeXt-50 the results differ because Torch-Pruning takes the last half of all
+channels of a grouped convolution, whole runs of them, and leaves the number of groups: the filters that stay read other
+channels than before. Its result is 11 % off the network with those channels masked, ours, half of every run, 2e-7.
+
+Then the latency of convolutions by width: why widths are rounded.
 """
 
 from __future__ import annotations

@@ -113,6 +113,11 @@ def test_importing_loads_nothing_heavy(code: str) -> None:
     assert not loaded_after(code) & HEAVY
 
 
+def test_python_m_striate_is_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "striate", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("striate ")
+
+
 def test_every_lazy_name_resolves() -> None:
     for name in striate.__all__:
         assert getattr(striate, name) is not None

@@ -65,7 +65,7 @@ class InputError(StriateError, ValueError):
     def __init__(self, name: str, owner: str, *, allowed: str, got: object, hint: str = "") -> None:
         shown = got if isinstance(got, str) else repr(got)
         message = f"'{name}' of {owner} must be {allowed}. Got {shown}."
-        super().__init__(f"{message} {hint}".rstrip())
+        super().__init__(f"{message} {hint.strip()}".rstrip())
 
 
 class ModelError(StriateError):

@@ -54,6 +54,21 @@ def test_it_prints_what_it_is_worth_and_saves_what_loads_again(folder: Path, opt
     assert recipe["architecture"] == "network_to_compress:network"
 
 
+def test_layers_that_keep_their_widths_are_named_with_the_reason(folder: Path) -> None:
+    (folder / "half.py").write_text(
+        "import torch\n\n\n"
+        "class Half(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.stem, self.conv = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(4, 6, 3)\n"
+        "        self.head = torch.nn.Linear(6, 2)\n\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.conv(self.stem(x).chunk(2, 1)[0]).mean((2, 3)))\n"
+    )
+    done = run("half:Half", "--density", "0.7", *SMALL)
+    assert "1 of 3 layers keep their widths; first stem: split along channels in the network" in done.output
+
+
 def test_a_slower_network_is_called_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     from striate.engine import latency
 
@@ -76,7 +91,7 @@ def test_snip_reads_labelled_images(folder: Path) -> None:
     assert run(*words, "--images", "photos").exit_code == 0
     done = run(*words)
     assert done.exit_code == 2
-    assert "'batch' of snip" in done.output
+    assert "'--images' of striate compress must be given for snip" in done.output
 
 
 @pytest.mark.parametrize(
@@ -84,7 +99,7 @@ def test_snip_reads_labelled_images(folder: Path) -> None:
     [
         (["--method", "precorp", "--density", "0.5"], "Did you mean 'precrop'"),
         (["--density", "2"], "in (0, 1]"),
-        ([], "or flops"),
+        ([], "'--density' of striate compress must be given, or --flops"),
         (["--density", "0.5", "--divisor", "eight"], "or 'auto'"),
         (["--density", "0.5", "--layers", "best"], "one of synexp"),
         (["--density", "0.5", "--batch-size", "0"], ">= 1"),

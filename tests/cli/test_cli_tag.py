@@ -174,6 +174,26 @@ def test_trouble_is_one_sentence(
     assert err.count("\n") == 1
 
 
+def test_tags_of_another_kind_are_not_counted_as_wrong(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pos.conll").write_text("a NOUN\nb VERB\n")
+    code, _, err = call("evaluate", str(tmp_path / "pos.conll"), "--model", str(folder / "m"))
+    assert code == 2
+    assert "None of the text's tags (NOUN, VERB) is one that the tagger gives" in err
+    code, _, err = call("evaluate", str(tmp_path / "pos.conll"), "--predicted")
+    assert code == 2
+    assert "have no tag in common: a, b; NOUN, VERB." in err
+    code, _, err = call("predict", str(tmp_path / "pos.conll"), "--model", str(folder / "m"), "--best", "0")
+    assert code == 2
+    assert "'--best' of striate tag predict must be >= 1" in err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--hidden", "0"), ("--word-dim", "0"), ("--dropout", "1")])
+def test_sizes_that_make_no_network_are_refused(option: str, value: str, folder: Path, tmp_path: Path) -> None:
+    code, _, err = call("train", str(folder / "train.conll"), option, value, "--out", str(tmp_path / "m"))
+    assert code == 2
+    assert "Got " in err
+
+
 def test_too_little_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "few.conll").write_text("a A\n\nb B\n")
     code, _, err = call("train", str(tmp_path / "few.conll"), "--out", str(tmp_path / "m"))

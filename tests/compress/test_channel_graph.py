@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from striate.compress.edit import EQUAL, crop_channels, equality_check, first_channels, mask_channels, set_widths
 from striate.compress.graph import channel_graph
+from striate.engine.load import load_model
 from striate.engine.macs import count_macs
 from striate.engine.resize import size_changes
 from striate.errors import CheckError, InputError, ModelError
@@ -235,7 +236,27 @@ def test_any_choice_of_channels(seed, name):
     model = SMALL[name]()
     x = images(12)
     graph = channel_graph(model, x)
-    assert equality_check(model, graph, some_channels(graph, np.random.default_rng(seed), low=0.0), x).passed
+    check = equality_check(model, graph, some_channels(graph, np.random.default_rng(seed), low=0.0), x)
+    assert check.passed or "the same to any image" in check.statement  # so few channels that all is silent
+
+
+def test_the_check_can_tell_images_apart_also_on_learned_weights():
+    model, x = load_model("mobilenet-v2").network, images(64)
+    graph = channel_graph(model, x)
+    halves = first_channels(graph, {group.index: group.size // 2 for group in graph.groups})
+    assert equality_check(model, graph, halves, x).passed
+    wrong = {index: channels + (index == 3) for index, channels in halves.items()}
+    cut = crop_channels(model.double(), graph, wrong, x, check=False).eval()
+    with torch.no_grad():
+        assert not torch.allclose(cut(x.double()), mask_channels(model, graph, halves).eval()(x.double()))
+
+
+def test_a_network_that_says_the_same_of_every_image_proves_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    model[0].bias.data = torch.linspace(-9, -8, 8)
+    check = equality_check(model, channel_graph(model, images(6)), {0: [0, 1]}, images(6))
+    assert check.passed is None
+    assert "the same to any image" in check.statement
 
 
 def test_groups_of_a_residual_network():
@@ -276,8 +297,24 @@ def test_a_grouped_convolution_asks_for_multiples():
 def test_split_and_shuffled_channels_stay_and_the_graph_says_why():
     graph = channel_graph(Shuffled(), images(8))
     assert {group.writers for group in graph.groups} == {("branch.0", "branch.3"), ("last",)}
-    assert "split" in graph.fixed["stem"]
+    assert graph.fixed["stem"] == "split along channels in the network"
     assert "split" in graph.fixed["branch.5"]
+
+
+def test_layers_that_share_one_weight_stay():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.stem = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(3, 6, 1)
+            self.two.weight = self.one.weight
+            self.hidden, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.head(F.gelu(self.hidden(self.two(self.one(self.stem(x))).mean((2, 3)))))
+
+    graph = channel_graph(Tied(), images(6))
+    assert [group.writers for group in graph.groups] == [("hidden",)]
+    assert graph.fixed["one"] == graph.fixed["two"] == "one and two share one weight"
 
 
 def test_what_is_not_understood_stays():
@@ -293,6 +330,7 @@ def test_layers_of_train_mode_are_seen_too():
     model, x = Aux(), images(6)
     graph = channel_graph(model, x)
     assert graph.unused == ()
+    assert graph.weights == graph.weights_at({})  # the auxiliary head is not at work in eval mode
     cropped = crop_channels(model, graph, {0: [0, 3, 4]}, x).train()
     assert cropped.aux.in_features == 3
     assert [tuple(out.shape) for out in cropped(x)] == [(2, 5), (2, 5)]
@@ -357,8 +395,10 @@ def test_normalisation_over_channels_is_another_network_when_cropped():
 )
 def test_impossible_channels_are_refused(keep, words):
     model, x = ResNetMicro((8, 16)), images(8)
-    with pytest.raises(InputError, match=words):
-        crop_channels(model, channel_graph(model, x), keep, x)
+    graph = channel_graph(model, x)
+    for call in (crop_channels, mask_channels, equality_check):
+        with pytest.raises(InputError, match=words):
+            call(model, graph, keep, *[] if call is mask_channels else [x])
 
 
 def test_a_network_that_does_not_run_says_so():

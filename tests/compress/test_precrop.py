@@ -14,6 +14,7 @@ from torch import nn
 
 from striate.compress.density import layer_density
 from striate.compress.graph import channel_graph
+from striate.compress.masks import apply_weight_mask
 from striate.compress.precropping import TOLERANCE, preconfig, precrop
 from striate.compress.widths import fast_multiple, rounded
 from striate.engine.macs import count_macs
@@ -221,9 +222,49 @@ def test_what_makes_no_sense_is_refused(options, error, words):
         precrop(ResNetMicro((8, 16)), options.pop("density"), images(16), **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_stay_as_they_are(dtype):
+    small = precrop(ResNetMicro((8, 16)).to(dtype), 0.5, images(16))
+    assert {parameter.dtype for parameter in small.parameters()} == {dtype}
+    assert small.crop_report.checks[0].passed
+
+
+def test_a_compiled_network_is_followed_as_it_is_written():
+    torch._dynamo.reset()
+    network = torch.compile(ResNetMicro((8, 16)), backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert channel_graph(network, images(16)).weights == channel_graph(ResNetMicro((8, 16)), images(16)).weights
+    assert torch._dynamo.utils.counters["frames"].get("total", 0) == 0
+
+
+def test_layers_that_keep_their_widths_are_named():
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(self.stem(x).chunk(2, 1)[0]).mean((2, 3)))
+
+    report = precrop(Halved(), 0.7, images(8)).crop_report
+    assert report.fixed == {"stem": "split along channels in the network"}
+    assert "1 of 3 layers of another width, 1 fixed; failed checks: budget>" in repr(report)
+    with pytest.raises(InputError, match="1 of 3 layers keep their widths"):
+        precrop(Halved(), 0.2, images(8))
+
+
 def test_nothing_to_crop_is_said():
     with pytest.raises(ModelError, match="nothing to crop"):
         precrop(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 0.5, torch.zeros(1, 3, 2, 2))
+    masks = {
+        name: torch.ones_like(layer.weight)
+        for name, layer in ResNetMicro((8,)).named_modules()
+        if hasattr(layer, "kernel_size") or name == "fc"
+    }
+    masked = apply_weight_mask(ResNetMicro((8,)), masks)
+    for make in (lambda: precrop(masked, 0.5, images(8)), lambda: preconfig(masked, images(8))):
+        with pytest.raises(ModelError, match="bake_weight_mask"):
+            make()
     joined = nn.Sequential(nn.Conv2d(3, 8, 1), Doubled(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     with pytest.raises(ModelError, match="residual='stage'"):
         precrop(joined, 0.5, images(8))

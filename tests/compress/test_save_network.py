@@ -36,6 +36,27 @@ def test_a_published_network_trained_and_loaded_again(tmp_path):
     assert read_note(path)["network"]["changes"] == recipe["changes"]
 
 
+def test_weights_trained_since_load_with_the_saved_network_as_their_architecture(tmp_path):
+    original = load_model("mobilenetv3_small_050", num_classes=2)
+    path = save_network(precrop(original.network, 0.5, images()), tmp_path, "mobilenetv3_small_050")
+    model = load_model(str(path))
+    fit(model.network, images(), torch.tensor([0, 1]), Recipe(epochs=1, batch_size=2))
+    torch.save(model.state_dict(), tmp_path / "trained.pth")
+    again = load_model(str(tmp_path / "trained.pth"), architecture=str(path))
+    assert again.weights == "file trained.pth"
+    assert torch.equal(again(images()), model.eval()(images()))
+
+
+def test_a_cropped_network_is_cropped_again(tmp_path):
+    original = load_model("mobilenetv3_small_050", num_classes=2)
+    first = save_network(precrop(original.network, 0.5, images()), tmp_path / "one", "mobilenetv3_small_050")
+    small = precrop(load_model(str(first)).network, 0.5, images())
+    second = save_network(small, tmp_path / "two", str(first))
+    assert read_note(second)["network"]["architecture"] == "mobilenetv3_small_050"
+    first.unlink()
+    assert torch.equal(load_model(str(second)).network(images()), small.eval()(images()))
+
+
 def test_preprocessing_and_names_come_along(tmp_path):
     original = load_model(
         "mobilenetv3_small_050", num_classes=2, class_names=["cat", "dog"], input_size=(3, 64, 64), mean=[0.4] * 3

@@ -35,6 +35,36 @@ def two_layers():
     return model
 
 
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_a_branch_that_starts_silent_keeps_its_share(method):
+    model = timm.create_model("resnet10t", num_classes=10)  # the last norm of every block starts at zero
+    images, labels = batch(side=32)
+    density = layer_density(model, images, method, 0.25, batch=(images, labels))
+    assert not model.layer3[0].bn2.weight.any()
+    assert density["layer3.0.conv1"] == density["layer3.0.conv2"] == pytest.approx(0.25, abs=1e-3)
+    weights = {name: model.get_submodule(name).weight.numel() for name in density}
+    kept = sum(density[name] * count for name, count in weights.items())
+    assert kept / sum(weights.values()) == pytest.approx(0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["synflow", "magnitude"])
+@pytest.mark.parametrize("density", [0.001, 0.3, 1.0])
+def test_the_highest_are_found_as_sorting_finds_them(method, density):
+    model = ResNetMicro((8, 16))
+    next(model.parameters()).data.fill_(0.1)  # many scores alike
+    x = torch.zeros(1, 3, 16, 16)
+    fast, slow = (weight_mask(model, x, method, density, flops, rounds=3) for flops in (None, 1.0))
+    assert all(torch.equal(fast[name], slow[name]) for name in fast)
+
+
+def test_scores_that_say_nothing_are_refused():
+    model = two_layers()
+    model[2].weight.data.zero_()
+    model[0].weight.data.zero_()
+    with pytest.raises(RunError, match="zero in every layer"):
+        weight_mask(model, torch.zeros(1, 2), "synflow", 0.5)
+
+
 def test_synflow_by_hand():
     scores = weight_scores(two_layers(), torch.zeros(1, 2), "synflow")
     torch.testing.assert_close(scores["0"], torch.tensor([[2.0, 4.0], [0.5, 3.0]], dtype=torch.float64))

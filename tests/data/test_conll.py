@@ -80,6 +80,17 @@ def test_tabs_blanks_line_ends_and_byte_order_marks(tmp_path: Path) -> None:
     assert read_conll(save(tmp_path, "x   A\n"))[0].tags == ("A",)
 
 
+def test_comments_in_columns_are_no_tokens_and_are_kept(tmp_path: Path) -> None:
+    text = "# id = 1\n# Ann sees 1\nAnn B-PER\n# O\n1 O\n\n# the end of it\n\nBonn B-LOC\n\n"
+    first, second = read_conll(save(tmp_path, text))
+    assert first.tokens == ("Ann", "#", "1")  # a line of as many columns is a token
+    assert second.tags == ("B-LOC",)
+    assert format_tagged([first, second], "conll", [["A", "B", "C"], ["D"]]) == (
+        "# id = 1\n# Ann sees 1\nAnn B-PER A\n# O B\n1 O C\n\nBonn B-LOC D\n\n"
+    )
+    assert read_conll(save(tmp_path, "#a O\n#b O\n"))[0].tokens == ("#a", "#b")
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -87,6 +98,7 @@ def test_tabs_blanks_line_ends_and_byte_order_marks(tmp_path: Path) -> None:
         ("\n\n", "holds no sentences"),
         ("-DOCSTART- O\n", "holds no sentences"),
         ("a X\nb\n", "line 2: 1 columns where the first line has 2"),
+        ("Ann runs home\nBen sees her now\n", "a line is of the format 'text'"),
         ("a X\n\nb Y Z\n", "line 3: 3 columns"),
         ("a\t\tO\n", "line 1: a column is empty"),
     ],
@@ -100,12 +112,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.conll cannot be read"):
         read_conll(tmp_path / "missing.conll")
     (tmp_path / "latin").write_bytes("Zürich X\n".encode("latin-1"))
-    with pytest.raises(DataError, match="cannot be read as UTF-8"):
+    with pytest.raises(DataError, match="is not UTF-8 text"):
         read_conll(tmp_path / "latin")
 
 
 def test_conllu_keeps_what_is_no_token(tmp_path: Path) -> None:
     path = save(tmp_path, CONLLU, "text.conllu")
+    with pytest.raises(DataError, match="10 columns, so there is none of number 20"):
+        read_conllu(path, tag_column=20)
     first, second = read_tagged(path)
     assert first.tokens == ("Vamos", "nos", "a", "el", "mar")
     assert first.tags == ("VERB", "PRON", "ADP", "DET", "NOUN")

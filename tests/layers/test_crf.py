@@ -255,6 +255,22 @@ def test_halves_and_autocast_are_summed_in_float32() -> None:
         assert len(layer.decode(emissions.half(), mask)) == 3
 
 
+def twice(layer: LinearChainCRF) -> torch.Tensor:
+    """The gradient of the gradient's length."""
+    x = torch.ones(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(layer.double().nll(x, torch.tensor([[0, 1, 2]])), x, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), x)[0]
+
+
+def test_second_derivatives_are_right_where_they_are_given() -> None:
+    torch.manual_seed(0)
+    layers = [LinearChainCRF(4, backend=backend) for backend in ("reference", "scan")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    found = [twice(layer) for layer in layers]
+    torch.testing.assert_close(*found)
+    assert found[0].abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -270,6 +286,8 @@ def test_halves_and_autocast_are_summed_in_float32() -> None:
         (lambda crf: crf.nll(torch.zeros(1, 2, 4), torch.zeros(1, 2)), "integers"),
         (lambda crf: crf.nll(torch.zeros(1, 1, 4), torch.zeros(1, 1).long(), reduction="max"), "reduction"),
         (lambda crf: crf.decode(torch.zeros(1, 2, 4), k=0), "'k'"),
+        (lambda crf: crf.decode(torch.tensor([[[0.0, 1, 2, torch.nan]]])), "NaN in row 0"),
+        (twice, "second derivatives"),
         (lambda crf: crf.constrain(torch.ones(4, 4)), "boolean"),
         (lambda crf: crf.constrain(torch.ones(4, 4).bool(), torch.ones(3).bool()), "may_start"),
         (lambda crf: LinearChainCRF(0), "num_tags"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
+from striate.engine.load import load_state_dict, read_weights
 from striate.errors import LayerError
 from striate.layers.lc_conv import FilterBank, LCConv2d
 from striate.layers.to_lc import collapse_model, compact_state_dict, to_lc
@@ -132,7 +136,7 @@ def test_one_seed_gives_one_network_and_layers_differ() -> None:
 
 
 @pytest.mark.parametrize("shared_bank", [False, True])
-def test_compact_checkpoints_hold_seeds_alone_and_load_strictly(shared_bank: bool) -> None:
+def test_compact_checkpoints_hold_seeds_alone_and_load_strictly(shared_bank: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     first = to_lc(cifar_resnet(8, 4), 4, shared_bank=shared_bank, seed=3).eval()
     second = to_lc(cifar_resnet(8, 4), 4, shared_bank=shared_bank, seed=4).eval()
@@ -145,6 +149,11 @@ def test_compact_checkpoints_hold_seeds_alone_and_load_strictly(shared_bank: boo
     x = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(first(x), second(x))
+        path = tmp_path / "compact.safetensors"
+        save_file(state, path)
+        made = to_lc(cifar_resnet(8, 4), 4, shared_bank=shared_bank)
+        load_state_dict(made, read_weights(path))
+        assert torch.equal(first(x), made.eval()(x))
     if shared_bank:
         assert isinstance(first.filter_bank, FilterBank)
         assert [name for name in state if name.endswith("seed")] == ["filter_bank.filters_seed"]

@@ -96,6 +96,10 @@ def test_combined_kernels_are_looked_at_and_filters_inside_are_not() -> None:
     assert report.layers[1].relative_entropy == pytest.approx(report.layers[1].entropy / random_entropy(16))
     assert report.mean("orthogonality") == pytest.approx(sum(x.orthogonality for x in report.layers) / 7)
     assert report.to_dict()["layers"][0]["name"] == "conv"
+    assert str(report).splitlines()[1].startswith("conv ")
+    assert repr(report).startswith("<FilterReport: ")
+    with pytest.raises(LayerError, match="none has 3 x 3 kernels"):
+        filter_report(nn.Conv2d(2, 2, 5)).mean("relative_entropy")
     nonlinear = nn.Sequential(LCConv2d(1, 2, 5, between="relu"))
     assert spatial_kernels(nonlinear)["0"].shape == (2, 1, 5, 5)
     assert filter_report(nonlinear).layers[0].relative_entropy is None

@@ -133,7 +133,7 @@ def test_a_gamma_of_zero_under_a_negative_shift_is_a_dead_channel() -> None:
     with torch.no_grad():
         model[0].weight[0] = 0.0
         model[0].bias.fill_(-0.1)
-    assert dead_channels(model, [torch.rand(8, 2, 5, 5)]).dead["1"].tolist() == [True, False]
+    assert dead_channels(model, torch.rand(8, 2, 5, 5)).dead["1"].tolist() == [True, False]
 
 
 def test_what_cannot_be_seen_is_said() -> None:

@@ -67,6 +67,7 @@ def test_the_page(evidence: Path) -> None:
     assert HOSTILE not in page
     assert "<script" not in page
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)  # offline
+    assert page.count('data-is="measured"') == page.count("<tr><td>")  # on a narrow screen each cell names itself
 
 
 def test_the_command(evidence: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from striate.data.local_signal import DSD, SSD, patches_to_images
 from striate.engine.train import Recipe
-from striate.errors import InputError
+from striate.errors import InputError, ModelError
 from striate.models.patch_net import PatchNet
 from striate.theory.learners import Learner, NetworkLearner, RidgeLearner
 from striate.theory.local_signal import linear_accuracy, predicted_cosine
@@ -243,7 +243,11 @@ def test_refusals() -> None:
         lambda: ProjectedGD("fcn").fit(x, y, start=torch.zeros(3, 4)),
         lambda: RidgeLearner([]),
         lambda: NetworkLearner(perceptron, steps=0),
+        lambda: NetworkLearner(nn.Linear(12, 1)),
         lambda: NetworkLearner(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), steps=1).fit(x, y),
     ):
         with pytest.raises(InputError):
             call()
+    for network in (lambda: nn.Conv2d(3, 4, 3), lambda: nn.BatchNorm2d(3)):
+        with pytest.raises(ModelError, match="patches_to_images"):
+            NetworkLearner(network, steps=1).fit(x, y)

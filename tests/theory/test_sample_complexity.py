@@ -184,6 +184,8 @@ def test_refusals() -> None:
         lambda: sample_complexity(learner, TASK, target=0.9, n_min=8, n_max=4),
         lambda: sample_complexity(learner, TASK, target=0.9, ratio=1.0),
         lambda: sample_complexity(learner, TASK, target=float("nan")),
+        lambda: sample_complexity(learner, TASK, target=90),
+        lambda: sample_complexity("cnn", TASK, target=0.9),  # type: ignore[arg-type]
         lambda: sample_complexity(learner, DigitSignal(2, 1.0), target=0.9, metric="cosine"),
         lambda: sample_complexity(ProjectedGD("fcn", steps=1), TASK, target=0.9, metric="cosine"),
         lambda: sample_complexity(learner, TASK, target=0.9, metric=lambda *_: torch.zeros(3, 3)),

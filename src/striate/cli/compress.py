@@ -51,6 +51,7 @@ def compress(
     """Make a network smaller before training, and say what that is worth on this machine.
 
     The result has fresh weights; train it as you would the original: load_model("striate-compress/model.safetensors").
+    Examine what you trained: striate examine trained.pth --architecture striate-compress/model.safetensors
 
     Example: striate compress torchvision:resnet18 --density 0.3 --divisor auto
     """
@@ -69,6 +70,11 @@ def compress(
     for name, value in (("--batch-size", batch_size), ("--repeats", repeats - 1)):
         if value < 1:
             raise InputError(name, "striate compress", allowed=">= 1" if name == "--batch-size" else ">= 2", got=value)
+    if method == "precrop" and density is None and flops is None:
+        raise InputError("--density", "striate compress", allowed="given, or --flops, or both", got="neither")
+    if method == "precrop" and layers in {"snip", "grasp"} and images is None:
+        hint = "synflow and synexp need none."
+        raise InputError("--images", "striate compress", allowed=f"given for {layers}", got="none", hint=hint)
     loaded = load_model(model, **model_options(architecture, False, input_size, mean, std, class_names, device))
     size = loaded.preprocessing.input_size
     example = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(loaded.mean.device)
@@ -174,6 +180,13 @@ def _print(
         console.print(f"NOT FASTER beyond doubt: {spread}", soft_wrap=True)
     else:
         console.print(spread, soft_wrap=True)
+    if report.fixed:
+        layer, why = next(iter(report.fixed.items()))
+        console.print(
+            f"{len(report.fixed)} of {len(report.achieved)} layers keep their widths; first {layer}: {why}",
+            soft_wrap=True,
+            markup=False,
+        )
     multiple = fast_multiple(pixels.device)
     if report.divisor % multiple and any(new % multiple for _, new in report.widths.values()):
         console.print(

@@ -151,6 +151,8 @@ def predict(
     from striate.errors import InputError
     from striate.tasks.tagging.files import load_tagger
 
+    if best < 1:
+        raise InputError("--best", "striate tag predict", allowed=">= 1", got=best)
     chosen: Any = format_ or ("text" if source == "-" else format_of(source))
     if (best > 1 or probability) and chosen not in {"conll", "text"}:
         raise InputError(
@@ -197,10 +199,14 @@ def evaluate(
 ) -> None:
     """Count what is right: spans as conlleval does where the tags are chunk tags, and tokens."""
     from striate.engine.files import write_json
+    from striate.errors import DataError
     from striate.tasks.tagging.files import load_tagger
 
     if predicted:
         gold, guess = (_read(data, ("conll", token_column, column, chat_tokens)) for column in (-2, -1))
+        theirs, ours = ({tag for item in column for tag in item.tags or ()} for column in (gold, guess))
+        if not theirs & ours:
+            raise DataError(f"The last two columns of {data} have no tag in common: {_some(theirs)}; {_some(ours)}.")
         figures = _report([item.tags or () for item in gold], [item.tags or () for item in guess])
     else:
         tagger, _ = load_tagger(model, device=device)
@@ -278,7 +284,18 @@ def _judge(tagger: Any, sentences: Sequence[TaggedSentence]) -> dict[str, Any]:
     untagged = next((item for item in sentences if item.tags is None), None)
     if untagged is not None:
         raise DataError(f"'{' '.join(untagged.tokens[:6])}' has no tags; evaluation needs tagged text.")
+    there = {tag for item in sentences for tag in item.tags or ()}
+    known = set(tagger.tags)
+    if not {tag.partition("-")[2] or tag for tag in there} & {tag.partition("-")[2] or tag for tag in known}:
+        raise DataError(
+            f"None of the text's tags ({_some(there)}) is one that the tagger gives ({_some(known)}); they stand in "
+            "the column --tag-column."
+        )
     return _report([item.tags or () for item in sentences], tagger.predict([item.tokens for item in sentences]))
+
+
+def _some(tags: set[str]) -> str:
+    return ", ".join(sorted(tags)[:3]) + (", …" if len(tags) > 3 else "")
 
 
 def _report(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, Any]:

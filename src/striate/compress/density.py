@@ -17,7 +17,7 @@ from striate.compress.allocation import fill, synexp
 from striate.compress.graph import ChannelGraph, Layer, channel_graph
 from striate.compress.masks import mask_density
 from striate.compress.scores import SCORES, Score, weight_mask
-from striate.errors import InputError, did_you_mean
+from striate.errors import InputError, ModelError, did_you_mean
 
 __all__ = ["DENSITIES", "Density", "layer_density"]
 
@@ -63,6 +63,7 @@ def layer_density(
 
     Raises:
         InputError: no budget, one outside (0, 1], an unknown method, or SNIP or GraSP without a batch.
+        ModelError: no layer has weights of its own.
 
     >>> from striate.models.micro import ResNetMicro
     >>> import torch
@@ -77,6 +78,7 @@ def layer_density(
     if density is None and flops is None:
         raise InputError("density", "layer_density", allowed="given, or flops, or both", got="neither")
     graph = graph or channel_graph(model, example_input)
+    n, f = costs(model, graph)
     if method in SCORES:
         scored = cast(Score, method)
         masks = weight_mask(
@@ -84,7 +86,6 @@ def layer_density(
         )
         return mask_density(masks)
     layers = graph.weighted
-    n, f = (np.array([getattr(layer, kind) for layer in layers.values()], float) for kind in ("weights", "macs"))
     budgets = {kind: share * float(costs.sum()) for kind, share, costs in (("n", density, n), ("f", flops, f)) if share}
     if method == "synexp":
         values = synexp(n, f, params_budget=budgets.get("n"), macs_budget=budgets.get("f"))
@@ -92,6 +93,23 @@ def layer_density(
         rates = np.array([_erk(model, layer) if method == "erk" else 1.0 for layer in layers.values()])
         values = np.minimum.reduce([fill(rates, {"n": n, "f": f}[kind], budget) for kind, budget in budgets.items()])
     return dict(zip(layers, values.tolist(), strict=True))
+
+
+def costs(model: nn.Module, graph: ChannelGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights and the multiply-accumulates of each layer of ``graph.weighted``.
+
+    Raises:
+        ModelError: there is no such layer.
+    """
+    if not graph.weighted:
+        raise ModelError(
+            f"{type(model).__name__} has no convolution or linear layer with weights of its own at work; where they "
+            "are masked or parametrized, bake them first (bake_weight_mask, remove_parametrizations)."
+        )
+    n, f = (
+        np.array([getattr(layer, kind) for layer in graph.weighted.values()], float) for kind in ("weights", "macs")
+    )
+    return n, f
 
 
 def check_shares(owner: str, **shares: float | None) -> None:

@@ -22,11 +22,10 @@ not understood keeps its width, and the graph says what and why; what is cropped
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
-from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -73,9 +72,12 @@ class Axis:
     def kept(self, keep: Mapping[int, np.ndarray]) -> np.ndarray:
         """Return the places of the channels that stay where group ``g`` keeps its channels ``keep[g]``."""
         stays = np.ones(self.size, dtype=bool)
-        for group, channels in keep.items():
-            here = self.group == group
-            stays[here] = np.isin(self.channel[here], channels)
+        for group in np.unique(self.group):
+            if group in keep:
+                here = self.group == group
+                chosen = np.zeros(self.size, dtype=bool)
+                chosen[keep[group]] = True
+                stays[here] = chosen[self.channel[here]]
         return np.flatnonzero(stays)
 
 
@@ -165,12 +167,12 @@ class ChannelGraph:
     @property
     def weights(self) -> int:
         """Their weights."""
-        return sum(layer.weights for layer in self.layers.values())
+        return sum(layer.weights for layer in self.weighted.values())
 
     @property
     def macs(self) -> int:
         """Their multiply-accumulates for one image."""
-        return sum(layer.macs for layer in self.layers.values())
+        return sum(layer.macs for layer in self.weighted.values())
 
     def weights_at(self, widths: Mapping[int, float]) -> float:
         """Return the weights where group ``g`` has ``widths[g]`` channels."""
@@ -251,23 +253,20 @@ def _assembled(trace: Trace) -> ChannelGraph:
         held = channel_of[item.outputs][outputs.group < 0]
         if weights and item.macs and held.size:
             fixed[name] = next((why[channel] for channel in held.tolist() if channel in why), "meets fixed channels")
+    reads = {name: set(layer.inputs.group.tolist()) for name, layer in layers.items()}
+    writes = {name: set(layer.outputs.group.tolist()) for name, layer in layers.items()}
     groups = []
     for index, channels in enumerate(members):
-        touching = [layer for layer in layers.values() if layer.weights]
-        writers = tuple(layer.name for layer in touching if index in layer.outputs.group)
-        readers = tuple(layer.name for layer in touching if index in layer.inputs.group and not layer.depthwise)
-        multiple = _multiple(index, layers.values())
-        groups.append(
-            ChannelGroup(
-                index,
-                len(channels),
-                multiple,
-                writers,
-                readers,
-                bool(added[channels].any()),
-                bool(mixed[channels].any()),
-            )
-        )
+        writers = tuple(name for name, layer in layers.items() if layer.weights and index in writes[name])
+        touching = [
+            layer
+            for layer in layers.values()
+            if not layer.depthwise and index in reads[layer.name] | writes[layer.name]
+        ]
+        readers = tuple(layer.name for layer in touching if layer.weights and index in reads[layer.name])
+        multiple = lcm(*(layer.groups for layer in touching))
+        is_added, is_mixed = (bool(noted[channels].any()) for noted in (added, mixed))
+        groups.append(ChannelGroup(index, len(channels), multiple, writers, readers, is_added, is_mixed))
     return ChannelGraph(layers, tuple(groups), fixed, trace.unused)
 
 
@@ -296,45 +295,28 @@ def _groups(
     added: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Return channel -> group (-1: fixed), channel -> place in its group, and the channels of each group."""
-    occurs: dict[int, list[tuple[int, int]]] = {}
-    order: dict[int, int] = {}
+    kinds = added.astype(np.int64)  # channel -> number of what it has been seen in so far
     has_writer = np.zeros(len(stuck), dtype=bool)
-    for spot, (name, side) in enumerate(spots):
-        item = seen[name]
-        for channel, count in Counter(channel_of[getattr(item, side)].tolist()).items():
-            order.setdefault(channel, len(order))
-            occurs.setdefault(channel, []).append((spot, count))
-        if side == "outputs" and item.kind in {"conv", "linear"}:
-            has_writer[channel_of[item.outputs]] = True
-    signatures: dict[Any, list[int]] = {}
-    for channel in sorted(order, key=order.__getitem__):
-        if not stuck[channel] and has_writer[channel]:
-            signatures.setdefault((bool(added[channel]), *occurs[channel]), []).append(channel)
+    places = [channel_of[getattr(seen[name], side)] for name, side in spots]
+    for (name, side), channels in zip(spots, places, strict=True):
+        here, counts = np.unique(channels, return_counts=True)
+        which = np.unique(kinds[here] * (len(channels) + 1) + counts, return_inverse=True)[1]
+        kinds[here] = kinds.max() + 1 + which
+        if side == "outputs" and seen[name].kind in {"conv", "linear"}:
+            has_writer[here] = True
+    met, first = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *places]), return_index=True)
+    free = met[np.argsort(first)]
+    free = free[has_writer[free] & ~stuck[free]]
+    alike = {kind: free[kinds[free] == kind] for kind in dict.fromkeys(kinds[free].tolist())}
+    for item in seen.values():  # grouped layers must see channels as whole axes, in order, so that their runs agree
+        if item.groups > 1 and not (item.kind == "conv" and item.groups == len(item.inputs)):
+            for channels in (channel_of[item.inputs], channel_of[item.outputs]):
+                found = set(kinds[channels].tolist())
+                if not np.array_equal(channels, alike.get(min(found), ())):
+                    alike = {kind: members for kind, members in alike.items() if kind not in found}
+    members = list(alike.values())
     group_of, index_in = np.full(len(stuck), -1), np.zeros(len(stuck), dtype=np.int64)
-    members = [np.array(channels) for channels in signatures.values() if _even(channels, seen, channel_of)]
     for index, channels in enumerate(members):
         group_of[channels] = index
         index_in[channels] = np.arange(len(channels))
     return group_of, index_in, members
-
-
-def _even(channels: list[int], seen: Mapping[str, Seen], channel_of: np.ndarray) -> bool:
-    """Whether grouped layers see the channels as whole axes, in this order, so that their runs of channels agree."""
-    for item in seen.values():
-        if item.groups > 1:
-            for numbers in (item.inputs, item.outputs):
-                if item.groups == len(item.inputs) and item.kind == "conv":
-                    continue  # depthwise
-                here = channel_of[numbers]
-                if np.isin(here, channels).any() and not np.array_equal(here, channels):
-                    return False
-    return True
-
-
-def _multiple(index: int, layers: Iterable[Layer]) -> int:
-    touching = (
-        layer.groups
-        for layer in layers
-        if layer.groups > 1 and not layer.depthwise and (index in layer.inputs.group or index in layer.outputs.group)
-    )
-    return lcm(*touching)

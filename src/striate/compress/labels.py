@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -79,18 +79,18 @@ class ChannelLabels(TorchDispatchMode):
         """Note that channel ``first[i]`` stays exactly if ``second[i]`` does."""
         differ = first != second
         if differ.any():
-            self.pairs.append(np.unique(np.stack([first[differ], second[differ]], axis=1), axis=0))
+            self.pairs.append(np.stack([first[differ], second[differ]], axis=1))
 
     def fix(self, labels: Tensor | np.ndarray, why: str) -> None:
         """Note that these channels must stay."""
-        numbers = np.unique(labels)
+        numbers = _distinct(labels)
         numbers = numbers[numbers > 0]
         if numbers.size:
             self.fixed.append((numbers, why))
 
     def mix(self, labels: Tensor | np.ndarray) -> None:
         """Note that these channels are normalised or averaged over."""
-        self.mixed.append(np.unique(labels))
+        self.mixed.append(_distinct(labels))
 
     def get(self, tensor: Any) -> Tensor | None:
         """Return the numbers of a tensor's elements, of its shape, or None."""
@@ -124,7 +124,8 @@ class ChannelLabels(TorchDispatchMode):
         """Let operations pass unseen, as inside a layer that is known as a whole."""
         self._paused += 1
         try:
-            yield
+            with _pop_mode_temporarily():
+                yield
         finally:
             self._paused -= 1
 
@@ -137,7 +138,12 @@ class ChannelLabels(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        changed = args[0] if args and name.endswith("_") else None
+        if isinstance(changed, Tensor) and changed.is_meta and _pointwise(func, name.rstrip("_")):
+            out = changed  # in place, where there is nothing to compute
+        else:
+            out = func(*args, **kwargs)
         if not self._paused:
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if any(self.get(tensor) is not None for tensor in tensors):
@@ -181,11 +187,10 @@ class ChannelLabels(TorchDispatchMode):
             return torch.zeros((), dtype=torch.int64).expand(leaf.shape) if found is None else found
 
         moved_args, moved_kwargs = tree_map(numbers, (args, kwargs))
-        with self.paused():
-            if name in {"view", "_unsafe_view", "reshape"}:
-                moved = moved_args[0].reshape(out.shape)
-            else:
-                moved = func(*moved_args, **moved_kwargs)
+        if name in {"view", "_unsafe_view", "reshape"}:
+            moved = moved_args[0].reshape(out.shape)
+        else:
+            moved = func(*moved_args, **moved_kwargs)
         before = {axis for tensor in labelled for axis in varying(self.get(tensor))}  # type: ignore[arg-type]
         results = [moved] if isinstance(moved, Tensor) else list(moved)
         if any(len(varying(_compact(result))) > 1 for result in results):
@@ -275,13 +280,17 @@ def varying(labels: Tensor) -> tuple[int, ...]:
 
 def _compact(labels: Tensor) -> Tensor:
     """Return the same numbers, with stride 0 along every axis where they do not change."""
-    core = labels
+    core = _core(labels)
     for axis in range(labels.dim()):
         if core.shape[axis] > 1:
             first = core.narrow(axis, 0, 1)
-            if core.stride(axis) == 0 or bool((core == first).all()):
+            if bool((core == first).all()):
                 core = first
     return core.contiguous().expand(labels.shape)
+
+
+def _distinct(labels: Tensor | np.ndarray) -> np.ndarray:
+    return np.unique(_core(labels) if isinstance(labels, Tensor) else labels)
 
 
 def _core(labels: Tensor) -> Tensor:

@@ -29,11 +29,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor, nn
 
 from striate.compress.allocation import synexp
-from striate.compress.density import check_shares, layer_density
+from striate.compress.density import check_shares, costs, layer_density
 from striate.compress.edit import equality_check, first_channels, set_widths
 from striate.compress.graph import ChannelGraph, ChannelGroup, Layer, channel_graph
 from striate.compress.widths import fast_multiple, rounded
@@ -50,7 +49,7 @@ TOLERANCE = 0.01
 """Share of the budget by which the weights may miss it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CropReport:
     """What was done to a network; every cropped network carries one as ``crop_report``.
 
@@ -62,6 +61,7 @@ class CropReport:
         target: layer -> density that was asked for.
         achieved: layer -> density that it has.
         kappa: the correction of all factors; 1 where none was needed.
+        fixed: layer -> why its output channels could not be changed; the network's own output is not listed.
         checks: cropped = masked; the budget; every layer ran.
     """
 
@@ -75,11 +75,20 @@ class CropReport:
     target: Mapping[str, float]
     achieved: Mapping[str, float]
     kappa: float
+    fixed: Mapping[str, str]
     checks: tuple[Check, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        failed = [check.name for check in self.checks if check.passed is False]
+        sizes = "; ".join(
+            f"{name} {old:,} -> {new:,}" for name, (old, new) in (("weights", self.params), ("MACs", self.macs))
+        )
+        layers = f"{len(self.widths)} of {len(self.achieved)} layers of another width, {len(self.fixed)} fixed"
+        return f"<CropReport: {sizes}; {layers}; failed checks: {', '.join(failed) or 'none'}>"
 
 
 def precrop(
@@ -171,9 +180,7 @@ def preconfig(
     if params is None and flops is None:
         params = 1.0
     graph = channel_graph(model, example_input)
-    n, f = (
-        np.array([getattr(layer, kind) for layer in graph.weighted.values()], float) for kind in ("weights", "macs")
-    )
+    n, f = costs(model, graph)
     values = synexp(
         n,
         f,
@@ -201,9 +208,9 @@ def _configured(
 ) -> nn.Module:
     at_work = {group.index for group in graph.groups if set(group.writers) & set(graph.weighted)}
     free = [group for group in graph.groups if group.index in at_work and (residual == "stage" or not group.joined)]
+    held = {name: why for name, why in graph.fixed.items() if why != "the network's output"}
     if not free:
-        held = next(iter(graph.fixed.items()), None)
-        why = f"{held[0]}: {held[1]}." if held else "it has no convolution or linear layer with channels of its own."
+        why = _told(graph, held) or "it has no convolution or linear layer with channels of its own."
         if graph.groups:
             why = "additions join all of its channels; residual='stage' (--residual stage) crops them too."
         raise ModelError(f"There is nothing to crop in {type(model).__name__}: {why}")
@@ -215,7 +222,9 @@ def _configured(
     one_channel = {group.index: group.multiple for group in free}
     if cost(one_channel) > wanted * (1 + TOLERANCE):
         least = cost(one_channel) / getattr(graph, kind)
-        hint = "" if residual == "stage" else "residual='stage' crops what additions join, too."
+        hint = _told(graph, held)
+        if residual == "inner" and any(group.joined for group in graph.groups):
+            hint = "residual='stage' crops what additions join, too."
         raise InputError(
             "density", owner, allowed=f">= {least:.4f} of the {budget}, which one channel a group needs",
             got=f"{wanted / getattr(graph, kind):.4g}", hint=hint,
@@ -240,9 +249,20 @@ def _configured(
         target=dict(target),
         achieved={name: layer.density(widths) for name, layer in graph.weighted.items()},
         kappa=kappa,
+        fixed=held,
         checks=checks,
     )
     return changed
+
+
+def _told(graph: ChannelGraph, held: Mapping[str, str]) -> str:
+    """Return in one sentence which layers keep their widths and why, or nothing."""
+    first = next(iter(held.items()), None)
+    return (
+        f"{len(held)} of {len(graph.weighted)} layers keep their widths (first: {first[0]}, {first[1]})."
+        if first
+        else ""
+    )
 
 
 def _factors(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.compress.precropping import CropReport
-from striate.engine.checkpoint import write_tensors
+from striate.engine.checkpoint import read_note, write_tensors
 from striate.engine.files import write_json
 from striate.engine.load import EMBEDDED, load_model, output_size
 from striate.engine.model import VisionModel
@@ -30,7 +30,8 @@ def save_network(network: nn.Module, folder: str | Path, original: str | nn.Modu
         network: the changed network, trained or not, plain or in a :class:`~striate.engine.model.VisionModel`.
         folder: made if missing.
         original: the name that :func:`striate.load_model` knows the original by (``torchvision:resnet50``,
-            ``package.module:factory``); or the original itself, for which loading then needs ``architecture``.
+            ``package.module:factory``, a file that this function wrote); or the original itself, for which loading then
+            needs ``architecture``.
 
     Returns:
         The path of ``model.safetensors``.
@@ -43,6 +44,8 @@ def save_network(network: nn.Module, folder: str | Path, original: str | nn.Modu
     wrapped = network if isinstance(network, VisionModel) else None
     inner = wrapped.network if wrapped is not None else network
     classes = output_size(inner)
+    if isinstance(original, str) and Path(original).is_file():  # saved by this function: what it was made from
+        original = read_note(original).get("network", {}).get("architecture") or original
     named = isinstance(original, str)
     loaded = load_model(original, num_classes=classes if named and original not in EMBEDDED else None)
     seen = wrapped or loaded

@@ -4,11 +4,13 @@
   weights on an image of ones; score |w| dR/d|w|. In round k of K the best share d^(k/K) of all weights stays, scored in
   the network that the rounds before left. Computed in float64, where a ReLU, or any activation that is one for large
   values, passes positive flow on as it is, a norm multiplies by |gamma|, and a gate (sigmoid) is open: otherwise a
-  ReLU6 would cut the flow off and a batch norm in train mode make it zero. A layer that no flow passes (the inside of
-  a squeeze-and-excitation) keeps the budget's overall share, its first weights.
+  ReLU6 would cut the flow off and a batch norm in train mode make it zero.
 * SNIP: Lee, Ajanthan, Torr 2019, arXiv 1810.02340. |w dL/dw|, L the cross entropy on a batch.
 * GraSP: Wang, Zhang, Grosse 2020, arXiv 2002.07376. -w (H g), logits divided by 200; the weights with the highest
   scores go, so here its negative is ranked.
+
+A layer whose scores are all zero was not judged: no flow passes the inside of a squeeze-and-excitation, no gradient a
+branch that ends in a norm with a scale of zero at the start. It keeps the budget's overall share, its first weights.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ def weight_mask(
 
     Raises:
         InputError: see :func:`weight_scores`; or no budget, or one outside (0, 1].
+        RunError: scores that are not finite, or all zero.
     """
     from striate.compress.density import check_shares
 
@@ -118,8 +121,10 @@ def weight_mask(
         scores = weight_scores(
             model, example_input, method, batch=batch, masks=masks if k > 1 else None, seed=seed, graph=graph
         )
-        if k == 1 and method == "synflow":
+        if k == 1:
             unreached = {name for name, score in scores.items() if not bool(score.any())}
+            if len(unreached) == len(scores):
+                raise RunError(f"The {method} scores of {type(model).__name__} are zero in every layer.")
         share = {"weights": density, "macs": flops}
         shares = {kind: value ** (k / count) for kind, value in share.items() if value is not None}
         masks = _best(scores, graph, shares, unreached)
@@ -233,16 +238,20 @@ def _best(
     layers = graph.weighted
     ranked = [name for name in scores if name not in unreached]
     flat = torch.cat([scores[name].flatten().double() for name in ranked])
-    order = torch.argsort(flat, descending=True, stable=True)
-    fits = flat.numel()
-    for kind, share in shares.items():
-        cost = torch.cat(
-            [torch.full((layers[name].weights,), getattr(layers[name], kind) / layers[name].weights) for name in ranked]
-        ).to(flat.device, torch.float64)
-        spent = cost[order].cumsum(0)
-        fits = min(fits, int((spent <= share * float(cost.sum()) * (1 + 1e-9)).sum()))
-    best = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    best[order[: max(1, fits)]] = True
+    if set(shares) == {"weights"}:  # all cost the same: no need to sort
+        best = _highest(flat, max(1, int(shares["weights"] * len(flat) * (1 + 1e-9))))
+    else:
+        order = torch.argsort(flat, descending=True, stable=True)
+        fits = flat.numel()
+        for kind, share in shares.items():
+            cost = torch.cat([
+                torch.full((layers[name].weights,), getattr(layers[name], kind) / layers[name].weights)
+                for name in ranked
+            ]).to(flat.device, torch.float64)  # fmt: skip
+            spent = cost[order].cumsum(0)
+            fits = min(fits, int((spent <= share * float(cost.sum()) * (1 + 1e-9)).sum()))
+        best = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+        best[order[: max(1, fits)]] = True
     parts = dict(zip(ranked, best.split([layers[name].weights for name in ranked]), strict=True))
     masks = {}
     for name, score in scores.items():
@@ -254,6 +263,15 @@ def _best(
         else:
             masks[name] = parts[name].view(score.shape)
     return masks
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """Return where the ``count`` highest scores are, (n,) boolean; of equal ones the first."""
+    least = torch.kthvalue(scores, len(scores) - count + 1).values
+    best = scores > least
+    equal = (scores == least).nonzero()[: count - int(best.sum()), 0]
+    best[equal] = True
+    return best
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from striate.compress.labels import ChannelLabels, varying
-from striate.engine.state import seeded
+from striate.engine.state import as_written, copy_with, seeded
 from striate.models.mini import PadShortcut
 
 __all__ = ["Seen", "Trace"]
@@ -59,14 +59,18 @@ class Trace:
     seen: dict[str, Seen] = field(default_factory=dict)
     place: list[str] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
+    users: dict[int, list[str]] = field(default_factory=dict)
 
     def follow(self) -> Trace:
         """Run the network, and return this trace."""
-        with torch.no_grad(), seeded(0):
-            copied = copy.deepcopy(self.model).to(self.device)
-            self.labels = ChannelLabels(lambda: self.place[-1] if self.place else "the network")
+        with torch.no_grad(), seeded(0), as_written(self.model):
+            tensors = (*self.model.parameters(), *self.model.buffers())
+            copied = copy_with(self.model, ((tensor, tensor.detach().to(self.device, copy=True)) for tensor in tensors))
+            self.labels = ChannelLabels(lambda: (self.place[-1] if self.place else "") or "the network")
             leaves = {name: module for name, module in copied.named_modules() if isinstance(module, _LEAVES)}
             for name, module in copied.named_modules():
+                for _, parameter in module.named_parameters(recurse=False):
+                    self.users.setdefault(id(parameter), []).append(name)
                 for hooks in (module._forward_hooks, module._forward_pre_hooks):
                     hooks.clear()
                 self._watch(name, module, leaf=name in leaves)
@@ -104,8 +108,10 @@ class Trace:
                 if not leaf or self.labels.is_paused:
                     return original(*args, **kwargs)
                 with self.labels.paused():
-                    out = original(*args, **kwargs)
-                self._leaf(name, module, args[0] if args else next(iter(kwargs.values())), out)
+                    x = args[0] if args else next(iter(kwargs.values()))
+                    idle = isinstance(module, _NORMS) and x.is_meta  # of the input's shape, with nothing to compute
+                    out = torch.empty_like(x) if idle else original(*args, **kwargs)
+                    self._leaf(name, module, x, out)
                 return out
             finally:
                 self.place.pop()
@@ -189,6 +195,10 @@ class Trace:
             labels.put(out, found)
 
     def _see(self, name: str, seen: Seen) -> None:
+        weight = None if seen.module is None else seen.module._parameters.get("weight")
+        users = self.users.get(id(weight), [])
+        if len(users) > 1:  # the others may not be cropped alike
+            self.labels.fix(np.concatenate([seen.inputs, seen.outputs]), f"{' and '.join(users)} share one weight")
         known = self.seen.get(name)
         if known is None:
             self.seen[name] = seen

@@ -36,7 +36,8 @@ def read_conll(
 ) -> list[TaggedSentence]:
     """Read columns between tabs or blanks, a token a line, sentences between empty lines.
 
-    ``-DOCSTART-`` lines are skipped. Where the first column counts each sentence's tokens from 1, as in some copies of
+    ``-DOCSTART-`` lines are skipped. Lines that start with ``#`` and have another number of columns than the text are
+    comments, kept for writing. Where the first column counts each sentence's tokens from 1, as in some copies of
     CoNLL-2003, the token is in the second.
 
     Args:
@@ -47,23 +48,32 @@ def read_conll(
     Raises:
         DataError: unreadable, empty, or a line has another number of columns than the first; it is named.
     """
-    blocks = list(_blocks(path))
-    width = len(blocks[0][0][1]) if blocks else 0
-    for block in blocks:
+    read = list(_blocks(path))
+    lines = [fields for block in read for _, fields, _ in block]
+    width = len(next((fields for fields in lines if fields[0][0] != "#"), lines[0])) if lines else 0
+    comments = []
+    for block in read:
+        comments.append(_without_comments(block, width))
         for number, fields, _ in block:
             if len(fields) != width:
-                raise DataError(f"{path} line {number}: {len(fields)} columns where the first line has {width}.")
+                raise DataError(
+                    f"{path} line {number}: {len(fields)} columns where the first line has {width}. A text with a "
+                    "sentence a line is of the format 'text'."
+                )
+    blocks = [block for block in read if block]
     counted = width > 1 and any(len(block) > 1 for block in blocks) and all(_counts(block) for block in blocks)
     token = (1 if counted else 0) if token_column is None else _column(token_column, width, path)
     tag = None
     if tag_column is not None or width > token + 1:
         tag = _column(-1 if tag_column is None else tag_column, width, path)
     found = []
-    for block in blocks:
+    for block, others in zip(read, comments, strict=True):
+        if not block:
+            continue
         rows = tuple(fields for _, fields, _ in block)
         gap = "\t" if "\t" in block[0][2] else " "
         tags = None if tag is None else tuple(row[tag] for row in rows)
-        found.append(TaggedSentence(tuple(row[token] for row in rows), tags, _Rows(rows, gap=gap)))
+        found.append(TaggedSentence(tuple(row[token] for row in rows), tags, _Rows(rows, others, gap=gap)))
     if not found:
         raise DataError(f"{path} holds no sentences.")
     return found
@@ -77,8 +87,7 @@ def format_conll(sentences: Sequence[TaggedSentence], predicted: Sequence[Sequen
     parts = []
     for sentence in sentences if predicted is None else add_column(sentences, predicted):
         rows = _rows_of(sentence)
-        parts += [rows.gap.join(row) + "\n" for row in rows.rows]
-        parts.append("\n")
+        parts += _between(rows.others, [rows.gap.join(row) for row in rows.rows])
     return "".join(parts)
 
 
@@ -102,6 +111,7 @@ def read_conllu(path: str | Path, *, tag_column: int = _UPOS) -> list[TaggedSent
     Raises:
         DataError: unreadable, empty, or a line without ten columns; it is named.
     """
+    tag_column = _column(tag_column, 10, path)
     found: list[TaggedSentence] = []
     rows: list[tuple[str, ...]] = []
     others: list[tuple[int, str]] = []
@@ -145,16 +155,11 @@ def format_conllu(sentences: Sequence[TaggedSentence], predicted: Sequence[Seque
                 ),
                 column=_UPOS,
             )
-        others = list(layout.others)
-        for place, row in enumerate(layout.rows):
-            while others and others[0][0] <= place:
-                parts.append(others.pop(0)[1] + "\n")
-            fields = list(row)
-            if predicted is not None:
-                fields[layout.column] = predicted[index][place]
-            parts.append("\t".join(fields) + "\n")
-        parts += [line + "\n" for _, line in others]
-        parts.append("\n")
+        rows = [list(row) for row in layout.rows]
+        if predicted is not None:
+            for fields, tag in zip(rows, predicted[index], strict=True):
+                fields[layout.column] = tag
+        parts += _between(layout.others, ["\t".join(fields) for fields in rows])
     return "".join(parts)
 
 
@@ -180,6 +185,25 @@ def _blocks(path: str | Path) -> Iterator[list[_Line]]:
         elif block:
             yield block
             block = []
+
+
+def _without_comments(block: list[_Line], width: int) -> tuple[tuple[int, str], ...]:
+    """Take the comments out of a block, in place; return them, each with the number of tokens before it."""
+    others: list[tuple[int, str]] = []
+    rows: list[_Line] = []
+    for line in block:
+        if line[2].startswith("#") and len(line[1]) != width:
+            others.append((len(rows), line[2]))
+        else:
+            rows.append(line)
+    block[:] = rows
+    return tuple(others)
+
+
+def _between(others: Sequence[tuple[int, str]], lines: Sequence[str]) -> list[str]:
+    """Return a sentence's lines with the other ones where they stood, and an empty one behind."""
+    placed = [*((place, 0, line) for place, line in others), *((place, 1, line) for place, line in enumerate(lines))]
+    return [line + "\n" for _, _, line in sorted(placed, key=lambda one: one[:2])] + ["\n"]
 
 
 def _counts(block: list[_Line]) -> bool:

@@ -120,8 +120,10 @@ def read_lines(path: str | Path) -> list[str]:
         if str(path) == "-":
             return sys.stdin.read().removeprefix("\ufeff").split("\n")
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}. Convert it, as with iconv -f latin1 -t utf-8.") from error
 
 
 def _known(format: str) -> Format:

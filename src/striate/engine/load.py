@@ -29,6 +29,7 @@ EMBEDDED = ("lite0", "mobilenet-v2")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _HALF = (0.5, 0.5, 0.5)
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
 _AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict")
 
 
@@ -57,7 +58,8 @@ def load_model(
             * a file that :func:`striate.compress.save.save_network` wrote: it knows its network and the layers' sizes,
             * ``package.module:factory``, a callable without required arguments that returns a module,
             * a module.
-        architecture: for a checkpoint file only.
+        architecture: for a checkpoint file only: a name; or a file of :func:`~striate.compress.save.save_network`,
+            whose network was trained since.
         pretrained: let timm, torchvision or the hub download their weights; otherwise they start at random.
         num_classes: of a timm or torchvision network built here.
         class_names: overrides those that come with the weights.
@@ -124,16 +126,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def load_state_dict(network: nn.Module, weights: dict[str, Tensor], *, origin: str = "the weights") -> None:
     """Load ``weights`` strictly, or say which tensors do not fit.
 
-    Prefixes that training wrappers add (``module.``, ``_orig_mod.``, ``model.``, in any nesting) are dropped where
+    Prefixes that wrappers add (``module.``, ``_orig_mod.``, ``model.``, ``network.``, in any nesting) are dropped where
     the names fit only without them, and so are the copies that adversarial-training toolboxes store beside the
-    network (``attacker.…``, ``normalizer.…``). Names of the authors' own checkpoints are mapped by the
-    ``checkpoint_filter_fn`` of the network's module (timm's convention), where there is one.
+    network (``attacker.…``, ``normalizer.…``). Random filters that were saved as their seed
+    (:func:`striate.layers.to_lc.compact_state_dict`) are drawn again. Names of the authors' own checkpoints are mapped
+    by the ``checkpoint_filter_fn`` of the network's module (timm's convention), where there is one.
 
     Raises:
         WeightsError: missing or unexpected names, other shapes, or values that are not finite.
     """
     own = network.state_dict()
-    weights = _without_wrappers(weights, own)
+    weights = dict(_without_wrappers(weights, own))
+    for name, module in network.named_modules():  # layers that may be saved as the seed that gives them
+        if hasattr(module, "compact") and hasattr(module, "expand"):
+            module.expand(weights, f"{name}." if name else "")
     if any(key not in weights or weights[key].shape != value.shape for key, value in own.items()):
         weights = _by_published_names(network, weights)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
@@ -322,13 +328,16 @@ def _from_checkpoint(path: str, architecture: str | None, num_classes: int | Non
             f"{Path(path).name} holds weights but not which network they belong to; name it with "
             "--architecture (architecture=…), e.g. torchvision:resnet18 or package.module:factory."
         )
-    if num_classes is None:
-        num_classes = recipe.get("num_classes") or _classes_in(weights)
-    if architecture in EMBEDDED:
-        architecture = {"lite0": "tf_efficientnet_lite0", "mobilenet-v2": "torchvision:mobilenet_v2"}[architecture]
-    model = _from_name(architecture, pretrained=False, num_classes=num_classes)
-    if recipe:
-        model = _by_recipe(model, recipe)
+    if not recipe and _is_weights_file(architecture):  # a saved network of changed layer sizes, trained on since
+        model = _from_checkpoint(architecture, None, num_classes)
+    else:
+        if num_classes is None:
+            num_classes = recipe.get("num_classes") or _classes_in(weights)
+        if architecture in EMBEDDED:
+            architecture = {"lite0": "tf_efficientnet_lite0", "mobilenet-v2": "torchvision:mobilenet_v2"}[architecture]
+        model = _from_name(architecture, pretrained=False, num_classes=num_classes)
+        if recipe:
+            model = _by_recipe(model, recipe)
     load_state_dict(model.network, weights, origin=Path(path).name)
     model.weights = f"file {Path(path).name}"
     if model.class_names is not None and output_size(model.network) not in {None, len(model.class_names)}:
@@ -435,7 +444,9 @@ def _without_wrappers(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dic
             break
         beside = [key for key in weights if key.startswith(("attacker.", "normalizer.", "normalize."))]
         rest = {key: value for key, value in weights.items() if key not in beside or key in own}
-        prefix = next((p for p in ("module.", "_orig_mod.", "model.") if all(key.startswith(p) for key in rest)), None)
+        prefix = next(
+            (p for p in ("module.", "_orig_mod.", "model.", "network.") if all(key.startswith(p) for key in rest)), None
+        )
         if prefix is None or not rest:
             break
         weights = {key.removeprefix(prefix): value for key, value in rest.items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.errors import TrainModeWarning
 
-__all__ = ["StillStatistics", "device_of", "inspected", "mix_seeds", "seeded"]
+__all__ = ["StillStatistics", "as_written", "copy_with", "device_of", "inspected", "mix_seeds", "seeded"]
 
 
 @contextmanager
@@ -45,8 +47,7 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
         for parameter, requires_grad, _ in parameters:
             if requires_grad:
                 parameter.requires_grad_(False)
-        compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module, _ in modes)
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        with as_written(model):
             yield model
     finally:
         for module, mode in modes:
@@ -57,6 +58,12 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not grad:
                 parameter.grad = grad
+
+
+def as_written(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context in which a network that went through ``torch.compile`` runs as it is written."""
+    compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class StillStatistics(AbstractContextManager[None]):
@@ -98,6 +105,19 @@ def seeded(seed: int | None) -> Iterator[None]:
 def mix_seeds(*parts: int) -> int:
     """Return a 63-bit seed that depends on every part (each >= 0); neighbouring parts give unrelated seeds."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def copy_with(model: nn.Module, tensors: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
+    """Return a deep copy of a network with other tensors in it, the rest copied; what goes is not copied in between.
+
+    Args:
+        model: not touched.
+        tensors: pairs of one of its parameters or buffers, and what stands in the copy instead, wherever it is used.
+    """
+    memo: dict[int, Any] = {}
+    for old, new in tensors:
+        memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return copy.deepcopy(model, memo)
 
 
 def device_of(model: nn.Module, default: str | torch.device = "cpu") -> torch.device:

@@ -180,10 +180,14 @@ class LinearChainCRF(nn.Module):
         there are not so many.
 
         Raises:
-            InputError: as :meth:`nll`; the constraints allow no sequence of some length.
+            InputError: as :meth:`nll`; NaN; the constraints allow no sequence of some length.
         """
         with torch.no_grad():
             x, lengths, _ = self._arranged(inputs, mask)
+            odd = (x.isnan().any(dim=2) & (torch.arange(x.shape[1], device=x.device) < lengths[:, None])).any(dim=1)
+            if bool(odd.any()):
+                got = f"NaN in row {int(odd.nonzero()[0])}"
+                raise InputError("inputs", "decode", allowed="numbers", got=got, hint="Did the training diverge?")
             unary, pairwise = self._scores(x, lengths, training=False)
             sizes = lengths.tolist()
             if k is None:

@@ -63,11 +63,15 @@ class FilterBank(nn.Module):
             del state[f"{prefix}numbers"]
             state[f"{prefix}{_SEED}"] = torch.tensor(self.seed)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        seed = state_dict.pop(f"{prefix}{_SEED}", None)
+    def expand(self, state: dict[str, Any], prefix: str = "") -> None:
+        """Undo :meth:`compact`: put the numbers in the place of their seed."""
+        seed = state.pop(f"{prefix}{_SEED}", None)
         if seed is not None:
             self.seed = int(seed)
-            state_dict[f"{prefix}numbers"] = _uniform(self.numbers.shape, 1.0, self.seed)
+            state[f"{prefix}numbers"] = _uniform(self.numbers.shape, 1.0, self.seed)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.expand(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -258,11 +262,15 @@ class LCConv2d(nn.Module):
             del state[f"{prefix}filters.weight"]
             state[f"{prefix}{_SEED}"] = torch.tensor(self.seed)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        seed = state_dict.pop(f"{prefix}{_SEED}", None)
+    def expand(self, state: dict[str, Any], prefix: str = "") -> None:
+        """Undo :meth:`compact`: put the filters in the place of their seed."""
+        seed = state.pop(f"{prefix}{_SEED}", None)
         if seed is not None and self.filters is not None:
             self.seed = int(seed)
-            state_dict[f"{prefix}filters.weight"] = random_filters(self.filters.weight.shape, self.seed)
+            state[f"{prefix}filters.weight"] = random_filters(self.filters.weight.shape, self.seed)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.expand(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -152,11 +152,18 @@ def _(unary: Tensor, pairwise: Tensor, lengths: Tensor, marginals: bool, native:
 
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.shared = inputs[1].dim() == 2
     ctx.save_for_backward(output[1], output[2])
 
 
-def _differentiate(ctx: Any, above: Tensor, *unused: Tensor | None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, above: Tensor | None, *second: Tensor | None) -> tuple[Any, ...]:
+    if any(gradient is not None for gradient in second):
+        raise InputError(
+            "backend", "a linear chain", allowed="'reference' or 'scan' for second derivatives", got="another one"
+        )
+    if above is None:
+        return None, None, None, None, None
     node, edges = ctx.saved_tensors
     to_pairwise = torch.einsum("b,bij->ij", above, edges) if ctx.shared else above[:, None, None, None] * edges
     return above[:, None, None] * node, to_pairwise, None, None, None

@@ -62,8 +62,9 @@ def to_lc(
             if wanted and module.groups > 1:
                 raise LayerError(
                     f"'{name}' of {type(model).__name__} has {module.groups} groups, and combining its filters across "
-                    "them would make another layer of it. Leave it out with predicate=lambda name, conv: …; a "
-                    "depthwise convolution with a 1 x 1 after it can be frozen as it is (freeze_spatial)."
+                    "them would make another layer of it. Leave such layers out with predicate=lambda name, conv: "
+                    "conv.groups == 1 and conv.kernel_size != (1, 1); a depthwise convolution with a 1 x 1 after it "
+                    "can be frozen as it is (freeze_spatial)."
                 )
             if wanted:
                 chosen[name] = module
@@ -123,8 +124,8 @@ def collapse_model(model: nn.Module) -> nn.Module:
 def compact_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return ``model.state_dict()`` with seeds in the place of all frozen filters that come from one.
 
-    ``model.load_state_dict`` takes it, strictly, into a network made by the same :func:`to_lc`, and the filters are
-    the same bit for bit.
+    ``model.load_state_dict`` and :func:`striate.load_model` take it, strictly, into a network made by the same
+    :func:`to_lc`, and the filters are the same bit for bit.
     """
     state: dict[str, Any] = model.state_dict()
     for name, module in model.named_modules(remove_duplicate=False):

@@ -57,7 +57,7 @@ class DeadChannels:
 
 def dead_channels(
     model: nn.Module,
-    loader: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
+    loader: Tensor | Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
     layer_types: type[nn.Module] | tuple[type[nn.Module], ...] = nn.ReLU,
     *,
     threshold: float = 0.99,
@@ -66,7 +66,8 @@ def dead_channels(
 
     Args:
         model: any network; run in eval mode without gradient, it leaves as it came.
-        loader: batches of images, or of (images, labels, …), as a DataLoader gives them; moved to the model.
+        loader: one batch of images, or several, or of (images, labels, …) as a DataLoader gives them; moved to the
+            model.
         layer_types: which modules are looked at. Channels are dimension 1 of their output, the last of a (N, L, C).
         threshold: above which share of zeros a channel is dead, in [0, 1).
 
@@ -92,7 +93,7 @@ def dead_channels(
     images = 0
     try:
         with inspected(model, warn=False), torch.no_grad():
-            for batch in loader:
+            for batch in [loader] if isinstance(loader, Tensor) else loader:
                 x = batch if isinstance(batch, Tensor) else batch[0]
                 calls.clear()
                 model(x.to(device_of(model)))

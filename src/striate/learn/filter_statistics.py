@@ -53,7 +53,7 @@ class FilterLayer:
     orthogonality: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FilterReport:
     """The kernels of all spatial convolutions of a network.
 
@@ -67,13 +67,33 @@ class FilterReport:
         """Return the mean over layers of ``"entropy"``, ``"relative_entropy"``, ``"sparsity"`` or ``"orthogonality"``.
 
         Layers without a relative entropy are left out of its mean.
+
+        Raises:
+            LayerError: no layer has one.
         """
-        values = [getattr(layer, what) for layer in self.layers]
-        return fmean(value for value in values if value is not None)
+        values = [value for layer in self.layers if (value := getattr(layer, what)) is not None]
+        if not values:
+            raise LayerError(f"None of the {len(self.layers)} layers has a {what}: none has 3 x 3 kernels.")
+        return fmean(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return {"layers": [asdict(layer) for layer in self.layers]}
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [f"{'':{width}} {'kernels':>9} {'entropy':>8} {'relative':>9} {'sparsity':>9} {'orthogonality':>14}"]
+        for layer in self.layers:
+            relative = "–" if layer.relative_entropy is None else f"{layer.relative_entropy:.3f}"
+            lines.append(
+                f"{layer.name:{width}} {layer.kernels:>9} {layer.entropy:>8.3f} {relative:>9} {layer.sparsity:>9.3f} "
+                f"{layer.orthogonality:>14.3f}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{what} {self.mean(what):.3f}" for what in ("entropy", "sparsity", "orthogonality"))
+        return f"<FilterReport: {len(self.layers)} layers, mean {means}>"
 
 
 def filter_report(model: nn.Module) -> FilterReport:

@@ -125,7 +125,8 @@ def freeze_except(model: nn.Module, train: str | Iterable[str] | Callable[[Role]
             if kind == "bn":
                 affine_norms(model, "bn", "freeze_except")  # says why there is none
             what = f"kind '{kind}' ({KINDS[kind]})"
-            hint = "Pass a function that picks parameters by name instead."
+            there = ", ".join(known for known in KINDS if any(known in role.kinds for role in roles))
+            hint = f"It has {there}; a function can pick others by name."
             raise LayerError(f"{type(model).__name__} has no parameter of {what}. {hint}")
     return _freeze(roles, {role.name for role in roles if role.kinds & set(kinds)})
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from striate.engine.state import mix_seeds, seeded
 from striate.engine.train import Recipe, fit
-from striate.errors import InputError
+from striate.errors import InputError, ModelError, StriateError
 from striate.models.patch_net import Arch, PatchNet
 
 __all__ = [
@@ -82,6 +82,9 @@ class NetworkLearner:
         steps: int | None = 600,
         prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if isinstance(make_model, nn.Module) or not callable(make_model):
+            allowed = "a function that makes a fresh network for every repeat, as its class or 'lambda: …'"
+            raise InputError("make_model", "NetworkLearner", allowed=allowed, got=f"a {type(make_model).__name__}")
         if steps is not None and steps < 1:
             raise InputError("steps", "NetworkLearner", allowed=">= 1 or None", got=steps)
         self.make_model, self.steps, self.prepare = make_model, steps, prepare
@@ -104,8 +107,16 @@ class NetworkLearner:
         if self.steps is not None:
             per_epoch = max(1, len(x) // recipe.batch_size)
             recipe = dataclasses.replace(recipe, epochs=math.ceil(self.steps / per_epoch))
-        with torch.enable_grad():  # whoever measures may stand inside torch.no_grad
-            fit(model, x, y, recipe, loss=_logistic)
+        try:
+            with torch.enable_grad():  # whoever measures may stand inside torch.no_grad
+                fit(model, x, y, recipe, loss=_logistic)
+        except StriateError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise ModelError(
+                f"{type(model.network).__name__} could not be trained on patches {tuple(x.shape)}: "
+                f"{str(error).splitlines()[0]}. 'prepare' of NetworkLearner makes images of them (patches_to_images)."
+            ) from error
         return model
 
 

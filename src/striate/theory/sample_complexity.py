@@ -181,6 +181,8 @@ def sample_complexity(
     if not hasattr(learner, "fit"):
         learner = NetworkLearner(learner)
     name, score = _metric(metric)
+    if name in {"accuracy", "cosine"} and target > 1:
+        raise InputError("target", "sample_complexity", allowed=f"at most 1, the highest {name}", got=target)
     trial = _Trial(learner, task, score, seeds, test_samples, validation_samples, torch.device(device), name)
     measured: dict[int, Point] = {}
 

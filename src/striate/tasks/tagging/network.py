@@ -103,6 +103,11 @@ class BiLSTMCNNCRF(nn.Module):
             raise InputError("head", "BiLSTMCNNCRF", allowed="first-order, bigram or softmax", got=head)
         if constrain and (head == "softmax" or chunk_scheme([tags]) != "BIOES"):
             raise InputError("constrain", "BiLSTMCNNCRF", allowed="True with a CRF and BIOES tags only", got=True)
+        for name, size, least in (("hidden", hidden, 1), ("word_dim", word_dim, 1), ("char_filters", char_filters, 0)):
+            if size < least:
+                raise InputError(name, "BiLSTMCNNCRF", allowed=f">= {least}", got=size)
+        if not 0 <= dropout < 1:
+            raise InputError("dropout", "BiLSTMCNNCRF", allowed="in [0, 1)", got=dropout)
         self.vocabulary, self.tags = vocabulary, tuple(tags)
         self.output_scheme = output_scheme
         word_dim = word_dim if vectors is None else vectors.dim
