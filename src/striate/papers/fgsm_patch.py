@@ -219,10 +219,10 @@ def _measure_transfer(
     for source in models:
         cells: dict[str, list[float]] = {name: [] for name in models}
         for target in targets:
-            pixels = torch.tensor(patches[f"patch/{source}/target{target}/size{side}"]["pixels"])
-            patch = AdversarialPatch(side, target, image_size=image_size, init=pixels)
-            for name, model in models.items():
-                cells[name].append(_score(patch, model, held_out)["top1"])
+            record = patches[f"patch/{source}/target{target}/size{side}"]
+            patch = AdversarialPatch(side, target, image_size=image_size, init=torch.tensor(record["pixels"]))
+            for name, model in models.items():  # on its own network it was scored when it was made
+                cells[name].append(record["top1"] if name == source else _score(patch, model, held_out)["top1"])
         matrix.append([fmean(cells[name]) for name in models])
     for name in models:
         records = [patches[f"patch/{name}/target{target}/size{side}"] for target in targets]
