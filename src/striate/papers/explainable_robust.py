@@ -790,5 +790,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0,), "paper": (0,)},
-    minutes={"smoke": 0.15, "laptop": 6, "paper": 1440},
+    minutes={"smoke": 0.15, "laptop": 5, "paper": 1440},
 )

@@ -561,5 +561,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
-    minutes={"smoke": 0.15, "laptop": 5, "paper": 60},
+    minutes={"smoke": 0.15, "laptop": 4, "paper": 60},
 )
