@@ -34,7 +34,9 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take one step, keep nothing.")] = False,
     data: Annotated[Path | None, typer.Option(help="Root of the real data set, for --scale paper.")] = None,
     device: Annotated[str, typer.Option(help="Where networks run, as cpu or cuda.")] = "cpu",
-    jobs: Annotated[int, typer.Option(min=1, help="Papers side by side, each with its share of the cores.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Papers side by side, the longest first, each with its share of the cores.")
+    ] = 1,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the scoreboard as Markdown.")] = False,
 ) -> None:
     """Run papers' experiments and judge their claims.

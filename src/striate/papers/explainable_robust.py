@@ -9,7 +9,8 @@ known, with a class cue of tiny amplitude over the whole canvas. What differs fr
 architectures as replicates, so intervals over images say nothing of another training run; one-object canvases for
 photographs; stripes and inverted colours for the five shifted ImageNets. Networks are trained in short batches for
 enough steps that the robust ones leave chance: a robust network that has learned nothing cannot test the claims, which
-the gate makes sure of (adversarial accuracy 20 points above the normal network's, else no claim is judged).
+the gate makes sure of (adversarial accuracy 20 points above the normal network's, else no claim is judged). For their
+time they train for 5 epochs instead of 6, in which the gate had been passed by 10 points or more.
 
 Paper: the twelve ImageNet networks. ``--data`` holds ``val/<wnid>/*.JPEG``, ``Annotations/CLS-LOC/val/*.xml``,
 ``ood/<wnid>/*`` (the shifted images, class folders as in ``val``) and ``checkpoints/<network>.pt``. Unverified against
@@ -149,7 +150,7 @@ _SIZES = {
         n_test=1_000,
         n_held_out=40,
         judged=60,
-        recipe=Recipe(epochs=6, batch_size=32, lr=4e-3, schedule="one-cycle"),
+        recipe=Recipe(epochs=5, batch_size=32, lr=4e-3, schedule="one-cycle"),
         cue_off="TinyRes",
     ),
 }
@@ -789,5 +790,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0,), "paper": (0,)},
-    minutes={"smoke": 0.15, "laptop": 6, "paper": 1440},
+    minutes={"smoke": 0.15, "laptop": 5, "paper": 1440},
 )

@@ -11,7 +11,9 @@ own clean predictions. What differs: 28 x 28 grey images need a larger eps than 
 same factor (at the published 0.1 the patch is still nearly the grey that it starts from after 80 steps). The networks
 are trained with a learning rate of 1e-2 in batches of 64: at 1e-3 in batches of 128 the inception network is wrong on
 47 % of the clean images, and three times that cannot be reached. This was changed after the first attack figures
-had been seen; it was chosen by clean error alone.
+had been seen; it was chosen by clean error alone. For its time each network learns from 7,500 images instead of 10,000,
+and a patch is counted on 250 images at four places each instead of 500: over networks and targets that is still some
+8,000 trials for one figure.
 
 Paper: the three torchvision networks with their ImageNet weights (downloaded), five images a class of the validation
 set under ``--data`` (``val/<wnid>/*.JPEG`` or the class folders themselves), eps in normalised units without clipping.
@@ -71,7 +73,7 @@ def _small(run: Run) -> None:
     families = ["resnet"] if smoke else list(_FAMILIES)
     epsilons = [8 / 255] if smoke else [1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]
     targets, sides = ([8], [8]) if smoke else ([1, 5, 8], [4, 8])
-    n_train, n_test = (2_000, 200) if smoke else (10_000, 1_000)
+    n_train, n_test = (2_000, 200) if smoke else (7_500, 1_000)
     train_set, test_set = default_set(True), default_set(False)
     images, labels = _square(train_set.images[:n_train]), train_set.labels[:n_train]
     test_images, test_labels = _square(test_set.images[:n_test]) / 255, test_set.labels[:n_test]
@@ -101,7 +103,7 @@ def _small(run: Run) -> None:
     if run.wants("C2", "C4"):
         first = {family: partial(network, family, run.seeds[0]) for family in families}
         fit_on = images[: 1_000 if smoke else 5_000] / 255, labels[: 1_000 if smoke else 5_000]
-        held_out = test_images[: 64 if smoke else 500], test_labels[: 64 if smoke else 500]
+        held_out = test_images[: 64 if smoke else 250], test_labels[: 64 if smoke else 250]
         patches: dict[str, dict[str, Any]] = {}
         for family in families:
             for target in targets:
@@ -219,10 +221,10 @@ def _measure_transfer(
     for source in models:
         cells: dict[str, list[float]] = {name: [] for name in models}
         for target in targets:
-            pixels = torch.tensor(patches[f"patch/{source}/target{target}/size{side}"]["pixels"])
-            patch = AdversarialPatch(side, target, image_size=image_size, init=pixels)
-            for name, model in models.items():
-                cells[name].append(_score(patch, model, held_out)["top1"])
+            record = patches[f"patch/{source}/target{target}/size{side}"]
+            patch = AdversarialPatch(side, target, image_size=image_size, init=torch.tensor(record["pixels"]))
+            for name, model in models.items():  # on its own network it was scored when it was made
+                cells[name].append(record["top1"] if name == source else _score(patch, model, held_out)["top1"])
         matrix.append([fmean(cells[name]) for name in models])
     for name in models:
         records = [patches[f"patch/{name}/target{target}/size{side}"] for target in targets]
@@ -559,5 +561,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
-    minutes={"smoke": 0.15, "laptop": 5, "paper": 60},
+    minutes={"smoke": 0.15, "laptop": 4, "paper": 60},
 )

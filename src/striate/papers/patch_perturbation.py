@@ -5,10 +5,12 @@ Gu, Tresp, Qin, "Are Vision Transformers Robust to Patch Perturbations?", 2022, 
 Laptop: a ViT (dim 64, depth 3, patches of 4) and a small ResNet on Fashion-MNIST, trained for different numbers of
 epochs so that their clean accuracies differ by less than two points; every rate is over images that both get right.
 What differs: there are 49 cells instead of 196, so the published counts become 8, 24, 40 and 49, and one adversarial
-cell is 2 % of the image (four ImageNet cells); attacks take 100 steps of 8/255 instead of 10,000 of 2/255; networks
-this small were not pretrained, and how evenly they attend is recorded. Four temperatures are tried; 3 was dropped for
-its time after a first run in which 1.5 and 2 already cost too much accuracy. The embedded ImageNet CNN is perturbed on
-real photographs, reported only: no ImageNet transformer comes with an ordinary package.
+cell is 2 % of the image (four ImageNet cells); attacks take 60 steps of 8/255 instead of 10,000 of 2/255; networks
+this small were not pretrained, and how evenly they attend is recorded. For their time 150 images a seed are attacked
+instead of 200, and 60 steps are taken instead of 100: of 1,597 attacks that succeeded within 100 steps, 1,584 had done
+so within 60. Four temperatures are tried; 3 was dropped for its time after a first run in which 1.5 and 2 already cost
+too much accuracy. The embedded ImageNet CNN is perturbed on real photographs, reported only: no ImageNet transformer
+comes with an ordinary package.
 
 Paper: timm's DeiT-tiny and -small beside torchvision's ResNet-18 and -50 with their ImageNet weights (downloaded) on
 the validation set under ``--data``. Unverified against the real data set.
@@ -84,9 +86,9 @@ _LAPTOP = _Setting(
     counts=(8, 24, 40, 49),  # of 49, as 32, 96, 160 and 196 of 196
     kinds=_KINDS,
     natural=500,
-    attacked=200,
+    attacked=150,
     cells=(1, 2, 4),
-    steps=100,
+    steps=60,
     step_size=8 / 255,
     temperatures=(1.0, 1.25, 1.5, 2.0),
     off_grid=(2, 2),
