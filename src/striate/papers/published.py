@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from striate.data.picture import prepare
 from striate.engine.load import load_model
-from striate.engine.model import Preprocessing
+from striate.engine.model import Preprocessing, VisionModel
 from striate.engine.state import seeded
-from striate.engine.train import Recipe, fit
+from striate.engine.train import Loss, Recipe, cross_entropy, fit
 from striate.errors import RunError
+from striate.learn.distillation import DistillationLoss
 from striate.models.variant import variants
 from striate.papers.base import Judgement, Run
 
@@ -59,7 +59,9 @@ def count_right(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], devi
     return {"correct": correct, "n": n}
 
 
-def training_step(run: Run, name: str, recipe: Recipe, *, mixup: float = 0.8, **options: Any) -> dict[str, Any]:
+def training_step(
+    run: Run, name: str, recipe: Recipe, *, mixup: float = 0.8, teacher: str | None = None, **options: Any
+) -> dict[str, Any]:
     """Take one training step of a published recipe on two random pictures.
 
     They go through timm's RandAugment (m9-mstd0.5-inc1) and random erasing (0.25, by pixels), then mixup, CutMix
@@ -70,6 +72,7 @@ def training_step(run: Run, name: str, recipe: Recipe, *, mixup: float = 0.8, **
         name: of the network, in timm's registry.
         recipe: optimiser, learning rate and clipping as published; one step is taken of it.
         mixup: strength; CutMix has strength 1.
+        teacher: a network of timm's whose answers are learnt too, with weight 5; it sees pixels in [0, 1], 224 x 224.
         **options: of the network, e.g. ``drop_path_rate``.
     """
     import timm
@@ -93,9 +96,20 @@ def training_step(run: Run, name: str, recipe: Recipe, *, mixup: float = 0.8, **
         pictures = torch.randint(256, (2, 256, 256, 3), dtype=torch.uint8).numpy()
         images = torch.stack([augment(Image.fromarray(picture)) for picture in pictures])
 
+    learn: Loss = cross_entropy
+    if teacher is not None:
+        # The pictures were normalised for the student; this takes it back.
+        back = Preprocessing(
+            (3, 224, 224),
+            tuple(-mean / std for mean, std in zip(variant.mean, variant.std, strict=True)),
+            tuple(1 / std for std in variant.std),
+        )
+        master = VisionModel(timm.create_model(teacher), back).to(run.device)
+        learn = DistillationLoss(master, weight=5.0, temperature=1.0, teacher_size=224)
+
     def loss(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         mixed, targets = mix(x.clone(), y)
-        return F.cross_entropy(model(mixed), targets.to(x.device))
+        return learn(model, mixed, targets.to(x.device), generator)
 
     return fit(model, images, torch.tensor([1, 2]), recipe, loss=loss)[-1]
 
