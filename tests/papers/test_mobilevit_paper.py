@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from striate.papers.base import Run
 from striate.papers.mobilevit import REPRODUCTION
@@ -160,3 +162,29 @@ def test_networks_compared_have_equal_parameters():
     assert sizes["mobile CNN"] == pytest.approx(sizes["mobilevit"], rel=0.1)
     assert sizes["deit"] == pytest.approx(sizes["mobilevit"], rel=0.1)
     assert 2 * sizes["mobilevit half"] <= sizes["deit"]
+
+
+def test_without_attention_the_relation_cannot_be_learnt():
+    """No output sees both marks and outputs are averaged, so its loss over the four cases is a coin's at best."""
+    from striate.models.mobilevit import MobileViT
+    from striate.papers.mobilevit import _MICRO, _RELATION
+
+    size, gap, mark = (_RELATION[name] for name in ("size", "gap", "mark"))
+    cases, alike = torch.full((4, 1, size, size), 0.5, dtype=torch.float64), torch.tensor([1, 0, 0, 1])
+    for case, (first, second) in enumerate([(1, 1), (1, -1), (-1, 1), (-1, -1)]):
+        cases[case, :, 5 : 5 + mark, 40 : 40 + mark] += 0.3 * first
+        cases[case, :, 5 + mark + gap : 5 + 2 * mark + gap, 70 : 70 + mark] += 0.3 * second
+    for attention in (True, False):
+        torch.manual_seed(0)
+        network = MobileViT(_MICRO, num_classes=2, in_chans=1, attention=attention).double().train()
+        with torch.no_grad():
+            network(cases)  # so that the norms' statistics let the marks through
+            outputs = network.eval()(cases)
+        both = (outputs * (2 * alike - 1)[:, None]).sum(dim=0).abs().max()
+        alone = (outputs[0] - outputs[3]).abs().max()
+        assert alone > 1e-6
+        if attention:
+            assert both > 1e-10
+        else:
+            assert both < 1e-13
+            assert F.cross_entropy(outputs, alike) >= math.log(2)
