@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,6 @@ def test_seeds_fix_everything() -> None:
     "options",
     [{"n": 0}, {"mark": 0}, {"gap": 41}, {"gap": -1}, {"noise": -1.0}],
 )
-def test_impossible_options_are_refused(options: dict[str, float]) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         relation_images(**{"n": 4, "seed": 0, **options})

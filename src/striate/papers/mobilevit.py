@@ -622,5 +622,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
-    minutes={"smoke": 0.2, "laptop": 5, "paper": 40},
+    minutes={"smoke": 0.2, "laptop": 10, "paper": 40},
 )
