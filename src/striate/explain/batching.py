@@ -41,8 +41,9 @@ _ACCELERATOR_PIXELS = {False: 64 * 224 * 224, True: 32 * 224 * 224}
 _LARGEST = 256
 
 # Copies of one image from which on it pays to fold batch norms: reading the weights and comparing the scores costs
-# about two forward passes, and folding saves a fifteenth (ResNet-18) to a quarter (EfficientNet-Lite0) of each.
-_MANY = 32
+# about two forward passes, and folding saves a fifteenth (ResNet-18) to a quarter (EfficientNet-Lite0) of each. A copy
+# with its gradient takes more than two forward passes, and saves as large a share of them.
+_MANY = {False: 32, True: 16}
 _ROUNDING = 1e-5
 """Difference of the folded network's scores from its own, as a share of the largest, that is rounding."""
 
@@ -107,7 +108,7 @@ class Copies:
         foldable = (
             inputs.device.type == "cpu" and inputs.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         )
-        return plain.folded() if foldable and each >= _MANY else plain
+        return plain.folded() if foldable and each >= _MANY[backward] else plain
 
     def folded(self) -> Self:
         """Return these with batch norms folded, or these where that does not give the network's own scores."""

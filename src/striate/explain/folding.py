@@ -4,6 +4,9 @@ In eval mode a batch norm is one factor and one summand a channel, which the con
 its weights; on a CPU that saves reading and writing every response once more. The network keeps its parameters: the
 convolutions work with folded copies inside a ``with`` block, and get their own back.
 
+Rounding differs, which moves gradients at the kinks of ReLUs: on EfficientNet-Lite0 integrated gradients of 16 points
+are 0.1 to 1.3 % of the map's largest value from their float64 twin without folding, 0.1 to 1 % with it.
+
 Which batch norm belongs to which convolution is read from the order of the modules. A forward pass need not follow it,
 so whoever folds has to compare the folded network's scores with its own first, as
 :meth:`striate.explain.batching.Copies.folded` does.
