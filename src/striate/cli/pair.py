@@ -42,6 +42,7 @@ def pair(
 
     Example: striate pair lite0 mobilenet-v2 --images photos --labels labels.csv
     """
+    import numpy as np
     import torch
     from rich.console import Console
 
@@ -68,7 +69,7 @@ def pair(
     choose, judge = order[: len(y) // 2], order[len(y) // 2 :]
 
     macs = [count_macs(model, torch.zeros(1, *model.preprocessing.input_size)) for model in loaded]
-    seconds = [float(sorted(latency(m, torch.rand(1, *m.preprocessing.input_size)))[7]) for m in loaded]
+    seconds = [float(np.median(latency(m, torch.rand(1, *m.preprocessing.input_size)))) for m in loaded]
     right = [[float((x.argmax(1) == y)[rows].double().mean()) for x in logits] for rows in (choose, judge)]
     few = len(models)
     matrix = complementarity(torch.stack([x[choose].argmax(1) for x in logits[:few]]), y[choose])

@@ -89,7 +89,8 @@ class PerceptualMemory:
             (N,) bool; all on the CPU.
 
         Raises:
-            InputError: images are not uint8. Whatever ``classify`` raises, too; nothing is kept of that batch.
+            InputError: images are not uint8. Whatever ``classify`` raises, too; no answer of that batch is kept then,
+                but what its images pushed out of a full memory stays forgotten.
         """
         keys = fingerprints(images, self.kind)
         digests = keys if self.kind == "exact" else exact_digest(images)

@@ -56,7 +56,8 @@ class ThresholdCurve:
         thresholds: (K,) in [0, 1].
         accuracy: (K,) of the pair at each.
         usage: (K,) share of the images that the second is asked about; never falls from one threshold to the next.
-        union: share of images that at least one gets right: no threshold can do better.
+        union: share of images that at least one gets right, as an oracle that asks the second only where the first errs
+            would reach: no threshold can do better.
         kind, postcheck: as searched.
     """
 

@@ -496,7 +496,7 @@ def _judge_memory(steps: Mapping[str, Any]) -> Judgement:
     shown = (
         f"{100 * saved:.2f} % saved against the large network (needed {100 * needed:.2f}), {100 * (1 - of_pair):.1f} % "
         f"against the pair; labels as without memory {100 * agreement:.2f} %; turned copies found by invariants "
-        f"{100 * turned['invariants']:.1f} %, by dHash {100 * turned['dhash']:.1f} %"
+        f"{100 * turned['invariants']:.1f} %, by dHash {100 * turned['dhash']:.1f} %; {_break_even(steps, seeds)}"
     )
     control = (
         f"images that come once but get another image's answer: dHash {100 * strangers['dhash']:.2f} %, invariants "
@@ -516,6 +516,18 @@ def _judge_memory(steps: Mapping[str, Any]) -> Judgement:
     if not failed:
         return Judgement("reproduced", shown, control)
     return Judgement("not reproduced", shown, control, f"The memory {'; '.join(failed)}.")
+
+
+def _break_even(steps: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Say from which share of repeated images on a dHash memory costs less than it saves."""
+    once = [record["once"] for record in seeds]
+    shares = [f"{100 * fmean(record['dhash']['operations'] / record['macs'] for record in once):.2g} % by operations"]
+    if "clock" in steps:
+        pair, fingerprint, digest = (
+            steps["clock"][name]["processor seconds"] for name in ("pair", "fingerprint dhash", "fingerprint exact")
+        )
+        shares.append(f"{100 * (fingerprint + digest) / pair:.2g} % by processor time")
+    return f"it pays where more than {', '.join(shares)} of the images are repeated"
 
 
 def _judge_criterion(steps: Mapping[str, Any]) -> Judgement:
