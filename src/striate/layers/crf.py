@@ -184,10 +184,8 @@ class LinearChainCRF(nn.Module):
         """
         with torch.no_grad():
             x, lengths, _ = self._arranged(inputs, mask)
-            odd = (x.isnan().any(dim=2) & (torch.arange(x.shape[1], device=x.device) < lengths[:, None])).any(dim=1)
-            if bool(odd.any()):
-                got = f"NaN in row {int(odd.nonzero()[0])}"
-                raise InputError("inputs", "decode", allowed="numbers", got=got, hint="Did the training diverge?")
+            if bool(x.sum().isnan()):  # by padding, perhaps, or by infinities of both signs
+                self._refuse_nan(x, lengths)
             unary, pairwise = self._scores(x, lengths, training=False)
             sizes = lengths.tolist()
             if k is None:
@@ -304,6 +302,13 @@ class LinearChainCRF(nn.Module):
         else:
             steps = pairwise.flatten(2).gather(2, (before * pairwise.shape[3] + after)[:, :, None])[..., 0]
         return labels + torch.where(inside[:, 1:], steps, 0).sum(dim=1)
+
+    def _refuse_nan(self, x: Tensor, lengths: Tensor) -> None:
+        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        odd = (x.isnan().any(dim=2) & inside).any(dim=1)
+        if bool(odd.any()):
+            got = f"NaN in row {int(odd.nonzero()[0])}"
+            raise InputError("inputs", "decode", allowed="numbers", got=got, hint="Did the training diverge?")
 
     def _refuse_impossible(self, score: Tensor, lengths: list[int]) -> None:
         if self.may_follow is not None and bool((impossible := score.isneginf()).any()):
