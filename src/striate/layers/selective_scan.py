@@ -22,13 +22,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from striate.errors import InputError, UnstableWarning
-from striate.layers import native_scan
+from striate.layers import native_scan, triton_scan
 from striate.layers.linear_scan import LinearScan, linear_scan
 
 __all__ = ["BACKENDS", "Backend", "best_backend", "selective_scan", "selective_state_update"]
 
-Backend = Literal["auto", "reference", "sequential", "chunked", "associative", "native", "mamba-ssm"]
-BACKENDS: tuple[Backend, ...] = ("auto", "reference", "sequential", "chunked", "associative", "native", "mamba-ssm")
+Backend = Literal["auto", "reference", "sequential", "chunked", "associative", "native", "triton", "mamba-ssm"]
+BACKENDS: tuple[Backend, ...] = (
+    "auto", "reference", "sequential", "chunked", "associative", "native", "triton", "mamba-ssm",
+)  # fmt: skip
 
 
 def selective_scan(
@@ -59,8 +61,9 @@ def selective_scan(
         return_last_state: return the state after the last step too.
         backend: ``"reference"``: a plain loop, differentiable twice, slow; ``"sequential"``: a loop without a graph;
             ``"chunked"``: all chunks at once, then their carries; ``"associative"``: log2(L) passes; ``"native"``:
-            one pass of compiled code (CPU); ``"mamba-ssm"``: its kernel (CUDA); ``"auto"``: the best there is
-            (:func:`best_backend`), and plain operations where a graph is exported.
+            one pass of compiled code (CPU); ``"triton"``: one pass too (CUDA, float32); ``"mamba-ssm"``: its kernel
+            (CUDA); ``"auto"``: the best there is (:func:`best_backend`), and plain operations where a graph is
+            exported.
         chunk_size: steps a chunk of ``"chunked"``; default about the square root of L.
 
     Returns:
@@ -148,13 +151,17 @@ def best_backend(u: Tensor) -> Backend:
     """Return what ``"auto"`` takes for an input like ``u``.
 
     On a CPU the compiled kernel, and without a compiler the chunked form, which is faster than the loop from some
-    dozen steps on. On CUDA mamba-ssm's kernel where it can be imported, else the chunked form: a Triton kernel was
-    not written, since no GPU was at hand to test it.
+    dozen steps on. On CUDA mamba-ssm's kernel where it can be imported, else Triton's, and without Triton or in
+    float64 the chunked form. Where PyTorch is asked for deterministic algorithms mamba-ssm's kernel is passed over: its
+    gradients of B and C are sums of atomic additions.
     """
-    if u.device.type == "cuda":
-        return "mamba-ssm" if _mamba_ssm_kernel() is not None and u.dtype != torch.float64 else "chunked"
     if u.device.type == "cpu" and native_scan.available():
         return "native"
+    if u.device.type == "cuda" and u.dtype != torch.float64:
+        if _mamba_ssm_kernel() is not None and not torch.are_deterministic_algorithms_enabled():
+            return "mamba-ssm"
+        if triton_scan.available(u):
+            return "triton"
     return "chunked"
 
 
@@ -177,6 +184,8 @@ def _scan(
     """Return y, the last state, and the states at the start of every block that the native gradient starts from."""
     if backend == "native":
         return native_scan.forward(u, delta, A, B, C, D, bias, softplus)
+    if backend == "triton":
+        return triton_scan.forward(u, delta, A, B, C, D, bias, softplus)
     scan = functools.partial(linear_scan, backend=backend, chunk_size=chunk_size)
     y, last = _plain(u, delta, A, B, C, D, bias, softplus, scan)
     return y, last, u.new_empty(0)
@@ -201,6 +210,8 @@ def _scan_backward(
     """Return the gradients of u, delta, A, B, C, D and bias; the last two also where there is none."""
     if backend == "native":
         return native_scan.backward(dy, dlast, u, delta, A, B, C, D, bias, starts, softplus)
+    if backend == "triton":
+        return triton_scan.backward(dy, dlast, u, delta, A, B, C, D, bias, starts, softplus)
     scan = functools.partial(linear_scan, backend=backend, chunk_size=chunk_size)
     return _plain_backward(dy, dlast, u, delta, A, B, C, D, bias, softplus, scan)
 
@@ -219,8 +230,10 @@ def _(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, dim, length = u.shape
-    blocks = -(-length // native_scan.BLOCK)
-    starts = u.new_empty(batch, dim, blocks, A.shape[1]) if backend == "native" else u.new_empty(0)
+    starts = u.new_empty(0)
+    if backend in {"native", "triton"}:
+        steps = native_scan.BLOCK if backend == "native" else triton_scan.tile(dim, B.shape[1], A.shape[1]).steps
+        starts = u.new_empty(batch, dim, -(-length // steps), A.shape[1])
     return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(batch, dim, A.shape[1]), starts
 
 
@@ -400,6 +413,8 @@ def _check(
         raise InputError("backend", owner, allowed=f"another one here: {native_scan.why_not()}", got=backend)
     if backend == "native" and u.device.type not in {"cpu", "meta"}:
         raise InputError("backend", owner, allowed=f"another one for tensors on {u.device.type}", got=backend)
+    if backend == "triton" and (reason := triton_scan.why_not(u)) is not None:
+        raise InputError("backend", owner, allowed=f"another one here: {reason}", got=backend)
     if u.dim() != 3 or u.shape[2] == 0:
         raise InputError("u", owner, allowed="(B, D, L) with L > 0", got=tuple(u.shape))
     if not u.is_floating_point():
