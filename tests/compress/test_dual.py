@@ -93,6 +93,17 @@ def test_the_second_runs_on_the_unsure_images_alone():
         assert torch.equal(getattr(second, part), getattr(first, part))
 
 
+def test_a_pair_shows_its_rule_and_its_memory():
+    pair = DualCNN(
+        network(0), network(1), threshold=0.25, postcheck=False, memory=PerceptualMemory("exact", capacity=9)
+    )
+    pair.predict(pictures(3).repeat(2, 1, 1, 1))
+    assert repr(pair) == (
+        "DualCNN(Sequential, Sequential; second asked at difference under 0.25, no postcheck; "
+        "PerceptualMemory(exact; 3 of at most 9 images, 3 hits))"
+    )
+
+
 def test_a_memory_changes_no_answer_where_all_images_differ():
     a, b, images = network(0), network(1), pictures(30)
     plain = DualCNN(a, b, 0.4).predict(images)

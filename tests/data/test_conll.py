@@ -114,6 +114,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes("Zürich X\n".encode("latin-1"))
     with pytest.raises(DataError, match="is not UTF-8 text"):
         read_conll(tmp_path / "latin")
+    (tmp_path / "wide").write_text("Zürich X\n", encoding="utf-16")
+    with pytest.raises(DataError, match="iconv -f utf-16"):
+        read_conll(tmp_path / "wide")
 
 
 def test_conllu_keeps_what_is_no_token(tmp_path: Path) -> None:

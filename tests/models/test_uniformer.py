@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -22,6 +23,7 @@ from striate.models.uniformer import (
 from striate.models.uniformer_3d import UniFormer3D, inflate_2d_state_dict, uniformer3d_base, uniformer3d_small
 from striate.testing import check_model
 
+Authors = Callable[[nn.Module], dict[str, Tensor]]
 MICRO = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 96), "head_dim": 16, "num_classes": 3}
 
 # Sense-X/UniFormer 52a0415: image_classification/models/uniformer.py and video_classification/slowfast/models/
@@ -57,24 +59,8 @@ def clip() -> Tensor:
     return torch.rand(2, 3, 5, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def authors(model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint as the authors would store this network, filled by name."""
-    filled = {}
-    for name, own in model.state_dict().items():
-        key = name.replace("pos_embed.proj.", "pos_embed.").replace("attn.affinity.", "attn.")
-        key, value = key.replace("attn.conv", "conv"), own
-        if own.is_floating_point():
-            value = torch.randn(own.shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode()))) * 0.1
-            if key.endswith("running_var"):
-                value = value.abs() + 0.5
-            elif key.endswith("weight") and ("norm" in key or value.dim() == 1):
-                value = value + 1
-        filled[key] = value
-    return filled
-
-
 @pytest.mark.parametrize("kind", GOLDEN)
-def test_the_authors_names_and_numbers(kind: str) -> None:
+def test_the_authors_names_and_numbers(kind: str, authors: Authors) -> None:
     model = build(kind)
     checkpoint = authors(model)
     names = sorted(f"{name} {tuple(value.shape)}" for name, value in checkpoint.items())
@@ -92,7 +78,7 @@ def test_our_own_names_pass_through_the_filter() -> None:
     model.load_state_dict(checkpoint_filter_fn(model.state_dict(), model), strict=True)
 
 
-def test_inflation_is_the_authors() -> None:
+def test_inflation_is_the_authors(authors: Authors) -> None:
     images, video = build("plain"), build("video")
     images.load_state_dict(checkpoint_filter_fn(authors(images), images))
     video.load_state_dict(inflate_2d_state_dict(images.state_dict(), video))
@@ -100,7 +86,7 @@ def test_inflation_is_the_authors() -> None:
         torch.testing.assert_close(video(clip()).flatten(), torch.tensor(INFLATED), rtol=1e-4, atol=1e-4)
 
 
-def test_one_frame_through_centred_kernels_is_the_image() -> None:
+def test_one_frame_through_centred_kernels_is_the_image(authors: Authors) -> None:
     images, video = build("plain"), build("video")
     images.load_state_dict(checkpoint_filter_fn(authors(images), images))
     video.load_state_dict(inflate_2d_state_dict(images.state_dict(), video, center=True))

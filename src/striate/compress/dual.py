@@ -73,6 +73,11 @@ class DualCNN:
         self.threshold, self.kind, self.postcheck, self.memory = threshold, kind, postcheck, memory
         self._check_modes()
 
+    def __repr__(self) -> str:
+        names = ", ".join(str(getattr(network, "name", type(network).__name__)) for network in (self.a, self.b))
+        rule = f"{self.kind} under {self.threshold:.4g}{'' if self.postcheck else ', no postcheck'}"
+        return f"DualCNN({names}; second asked at {rule}; {'no memory' if self.memory is None else repr(self.memory)})"
+
     def predict(self, images: Tensor) -> DualAnswer:
         """Answer a batch of images.
 

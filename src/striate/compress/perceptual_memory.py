@@ -71,6 +71,10 @@ class PerceptualMemory:
         self.counts = MemoryCounts()
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
+    def __repr__(self) -> str:
+        room = "" if self.capacity is None else f" of at most {self.capacity:,}"
+        return f"PerceptualMemory({self.kind}; {len(self):,}{room} images, {self.counts.hits:,} hits)"
+
     def __len__(self) -> int:
         """Return how many images are kept."""
         return len(self._entries)

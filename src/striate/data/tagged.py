@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,7 +124,11 @@ def read_lines(path: str | Path) -> list[str]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}. Convert it, as with iconv -f latin1 -t utf-8.") from error
+        start = error.object[:2]
+        coding = "utf-16" if start in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE} else "latin1"
+        raise DataError(
+            f"{path} is not UTF-8 text: {error}. Convert it, as with iconv -f {coding} -t utf-8."
+        ) from error
 
 
 def _known(format: str) -> Format:

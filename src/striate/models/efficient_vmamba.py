@@ -32,6 +32,7 @@ from striate.layers.cross_scan import ScanMode
 from striate.layers.init import init_linear
 from striate.layers.recompute import recomputed
 from striate.layers.ss2d import SS2D
+from striate.models.head import PooledClassifier
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -156,7 +157,7 @@ class InvertedResidual(nn.Module):
         return x + self.drop_path(self.conv_pw2(self.se(self.conv_dw(self.conv_pw(x)))))
 
 
-class EfficientVMamba(nn.Module):
+class EfficientVMamba(PooledClassifier):
     """The network: a stem of non-overlapping patches, stages of blocks with patch merging between, a linear head.
 
     Args:
@@ -171,6 +172,8 @@ class EfficientVMamba(nn.Module):
         **block: ``d_state``, ``ssm_ratio``, ``mlp_ratio``, ``scan``, ``conv_branch``, ``gate``, ``step``, ``phases``,
             ``reverse`` of :class:`EVSSBlock`.
     """
+
+    head_name = "classifier.head"
 
     def __init__(
         self,
@@ -190,7 +193,7 @@ class EfficientVMamba(nn.Module):
             raise InputError(
                 "dims", "EfficientVMamba", allowed=f"one number for each of {len(depths)} stages", got=dims
             )
-        self.num_classes, self.num_features, self.grad_checkpointing = num_classes, dims[-1], False
+        self.num_classes, self.num_features = num_classes, dims[-1]
         self.patch_embed = nn.Sequential(
             OrderedDict(
                 [("0", nn.Conv2d(in_chans, dims[0], patch_size, patch_size)), ("2", LayerNorm2d(dims[0], eps=1e-5))]
@@ -225,25 +228,6 @@ class EfficientVMamba(nn.Module):
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
         x = self.drop(x.mean(dim=(2, 3)))
         return x if pre_logits else self.classifier["head"](x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer."""
-        return self.classifier["head"]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network another head, freshly drawn; 0 classes for none."""
-        self.num_classes = num_classes
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.classifier["head"] = head.to(next(self.parameters()))
-        init_linear(head)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training."""
-        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Return the scan's own parameters; the authors decayed ``A_logs`` and ``dt_projs_bias`` (matrices)."""

@@ -23,6 +23,7 @@ from striate.errors import InputError
 from striate.layers.conv_bn import BNLinear, ConvBN, Residual, fold
 from striate.layers.mrffi import MRFFI
 from striate.layers.recompute import recomputed
+from striate.models.head import PooledClassifier
 from striate.models.variant import Variant, build, unwrap_weights
 
 __all__ = [
@@ -98,7 +99,7 @@ class Downsample(nn.Module):
         return self.conv3(self.se(self.act(self.conv2(self.act(self.conv1(x))))))
 
 
-class MobileMamba(nn.Module):
+class MobileMamba(PooledClassifier):
     """The network: a stem of stride 16, three stages of blocks, batch norm and a linear head.
 
     Args:
@@ -147,7 +148,6 @@ class MobileMamba(nn.Module):
         if dims[0] % 8:
             raise InputError("dims", "MobileMamba", allowed="a multiple of 8 in the first stage", got=dims)
         self.num_classes, self.num_features, self.distillation = num_classes, dims[-1], distillation
-        self.grad_checkpointing = False
         widths = [in_chans, dims[0] // 8, dims[0] // 4, dims[0] // 2, dims[0]]
         stem: list[nn.Module] = []
         for before, after in pairwise(widths):
@@ -208,20 +208,14 @@ class MobileMamba(nn.Module):
         assert isinstance(fused, MobileMamba)
         return fused
 
-    def get_classifier(self) -> nn.Module:
-        """Return the head: batch norm and a linear layer."""
-        return self.head
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network another head, freshly drawn; 0 classes for none."""
+        """Give the network another head, or two of them with ``distillation``, freshly drawn; 0 for none."""
         self.num_classes = num_classes
-        like = next(self.parameters())
         for name in ("head", "head_dist") if self.distillation else ("head",):
-            setattr(self, name, BNLinear(self.num_features, num_classes).to(like) if num_classes else nn.Identity())
+            self._replace(name, self._new_head())
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training."""
-        self.grad_checkpointing = enable
+    def _new_head(self) -> nn.Module:
+        return BNLinear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
         """Return the scans' own parameters; the authors decayed ``A_logs`` and ``dt_projs_bias`` (matrices)."""

@@ -26,6 +26,7 @@ from striate.engine.load import load_state_dict, read_weights
 from striate.errors import InputError, WeightsError
 from striate.layers.mobilevit_block import MobileViTBlock, conv_norm_act
 from striate.layers.recompute import recomputed
+from striate.models.head import PooledClassifier
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -110,7 +111,7 @@ CONFIGS: dict[str, MobileViTConfig] = {
 """The published networks (appendix A), by their size."""
 
 
-class MobileViT(nn.Module):
+class MobileViT(PooledClassifier):
     """The network, for images of any size whose last map is at least as large as a patch (33 pixels as published).
 
     Args:
@@ -124,6 +125,8 @@ class MobileViT(nn.Module):
         drop_path_rate: stochastic depth of the transformers' branches; the authors use either it or ``dropout``.
         patch_size, kernel_size, num_heads, fusion, attention: of every :class:`MobileViTBlock`.
     """
+
+    head_name = "head.fc"
 
     def __init__(
         self,
@@ -151,7 +154,7 @@ class MobileViT(nn.Module):
             raise InputError("output_stride", "MobileViT", allowed="8, 16 or 32", got=output_stride)
         self.num_classes, self.in_chans, self.drop_path_rate = num_classes, in_chans, drop_path_rate
         self.num_features = self.head_hidden_size = config.num_features
-        self.patch_size, self.grad_checkpointing = patch_size, False
+        self.patch_size = patch_size
         self.stem = conv_norm_act(in_chans, config.stem, 3, stride=2)
         self.feature_info: list[dict[str, Any]] = []
         stages, reduction, dilation, channels = [], 2, 1, config.stem
@@ -192,11 +195,9 @@ class MobileViT(nn.Module):
         self.final_conv = conv_norm_act(channels, config.num_features, 1)
         self.feature_info[-1].update(num_chs=config.num_features, module="final_conv")
         self.output_stride = reduction
-        self.head = nn.Sequential(OrderedDict([("drop", nn.Dropout(drop_rate)), ("fc", self._classifier())]))
+        last = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Sequential(OrderedDict([("drop", nn.Dropout(drop_rate)), ("fc", last)]))
         self.apply(_initialise)
-
-    def _classifier(self) -> nn.Module:
-        return nn.Linear(self.num_features, self.num_classes) if self.num_classes > 0 else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return (N, num_features, H / output_stride, W / output_stride) for images (N, in_chans, H, W)."""
@@ -214,24 +215,6 @@ class MobileViT(nn.Module):
         """Return logits (N, num_classes), or pooled features (N, num_features), for ``forward_features``' map."""
         x = x.mean(dim=(2, 3))
         return self.head[0](x) if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """Return the last layer."""
-        return self.head[1]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new last layer in; 0 classes leave the pooled features. Pooling is always the mean."""
-        self.num_classes = num_classes
-        self.head[1] = self._classifier()
-        self.head[1].apply(_initialise)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the stages' inputs in training and compute the rest again: less memory, more time."""
-        self.grad_checkpointing = enable
 
 
 def _initialise(module: nn.Module) -> None:

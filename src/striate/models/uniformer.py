@@ -31,6 +31,7 @@ from striate.layers.mhra import (
     conv,
 )
 from striate.layers.recompute import recomputed
+from striate.models.head import PooledClassifier
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -153,7 +154,7 @@ class SplitBlock(nn.Module):
         return x.movedim(-1, 1)
 
 
-class UniFormer(nn.Module):
+class UniFormer(PooledClassifier):
     """The network: four stages, each a patch embedding and blocks, then batch norm, mean and a linear head.
 
     Args:
@@ -206,7 +207,7 @@ class UniFormer(nn.Module):
         wrong = [dim for dim, letter in zip(dims, placement, strict=True) if letter == "G" and dim % head_dim]
         if wrong:
             raise InputError("dims", "UniFormer", allowed=f"multiples of head_dim ({head_dim}) in G stages", got=wrong)
-        self.num_classes, self.num_features, self.grad_checkpointing = num_classes, dims[-1], False
+        self.num_classes, self.num_features = num_classes, dims[-1]
         self.stages = len(depths)
         self.feature_info: list[dict[str, Any]] = []
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -249,26 +250,6 @@ class UniFormer(nn.Module):
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
         x = self.drop(x.flatten(2).mean(dim=2))
         return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network another head, freshly drawn; 0 classes for none."""
-        self.num_classes = num_classes
-        parameter = next(self.parameters())
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head = head.to(parameter.device, parameter.dtype)
-        init_linear(self.head)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training."""
-        self.grad_checkpointing = enable
 
 
 def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, time: bool, ndim: NDim) -> PatchEmbed:

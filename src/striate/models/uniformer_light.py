@@ -21,6 +21,7 @@ from striate.errors import InputError
 from striate.layers.init import init_linear
 from striate.layers.mhra import MLP, DynamicPositionEmbedding, GlobalMHRA, PatchEmbed
 from striate.layers.recompute import recomputed
+from striate.models.head import PooledClassifier
 from striate.models.uniformer import LocalBlock
 from striate.models.uniformer import checkpoint_filter_fn as uniformer_filter_fn
 from striate.models.variant import Variant, build
@@ -102,7 +103,7 @@ class _RatingAttention(GlobalMHRA):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), seen[:, 0]
 
 
-class UniFormerLight(nn.Module):
+class UniFormerLight(PooledClassifier):
     """The network: a convolutional stem, two stages of local blocks, two of attention over half of the tokens.
 
     Args:
@@ -134,7 +135,7 @@ class UniFormerLight(nn.Module):
         if len(depths) != 4 or len(dims) != 4 or any(dim % head_dim for dim in dims[2:]):
             allowed = f"four stages, multiples of head_dim ({head_dim}) in the last two"
             raise InputError("dims", "UniFormerLight", allowed=allowed, got=(tuple(depths), tuple(dims)))
-        self.num_classes, self.num_features, self.grad_checkpointing = num_classes, dims[-1], False
+        self.num_classes, self.num_features = num_classes, dims[-1]
         self.feature_info: list[dict[str, Any]] = []
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
@@ -196,24 +197,13 @@ class UniFormerLight(nn.Module):
     def _run(self, block: nn.Module, *args: Any) -> Any:
         return recomputed(block, *args) if self.grad_checkpointing and self.training else block(*args)
 
-    def get_classifier(self) -> nn.Module:
-        """Return the linear layer on the mean."""
-        return self.head
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network another head, freshly drawn, on the class token as well if it has one; 0 for none."""
-        self.num_classes = num_classes
-        like = next(self.parameters())
-        self.head = (nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()).to(like)
-        init_linear(self.head)
+        super().reset_classifier(num_classes)
         if self.norm_cls is not None:
-            self.head_cls = nn.Linear(self.num_features, num_classes).to(like) if num_classes else None
-            if self.head_cls is not None:
-                init_linear(self.head_cls)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training."""
-        self.grad_checkpointing = enable
+            self.head_cls = None
+            if num_classes:
+                self._replace("head_cls", self._new_head())
 
     def no_weight_decay(self) -> set[str]:
         """Return the class token."""

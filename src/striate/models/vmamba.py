@@ -21,6 +21,7 @@ from striate.layers.channel_first import Linear2d, PatchMerging
 from striate.layers.init import init_linear
 from striate.layers.recompute import recomputed
 from striate.layers.ss2d import SS2D
+from striate.models.head import PooledClassifier
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -69,7 +70,7 @@ class VSSBlock(nn.Module):
         return x if self.mlp is None else x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class VMamba(nn.Module):
+class VMamba(PooledClassifier):
     """The network: a stem of stride 4, stages of blocks that each halve the map, a linear head on the mean.
 
     Args:
@@ -83,6 +84,8 @@ class VMamba(nn.Module):
         drop_rate: dropout before the head.
         drop_path_rate: of the last block, rising linearly from 0 at the first.
     """
+
+    head_name = "classifier.head"
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class VMamba(nn.Module):
         dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         if len(dims) != len(depths):
             raise InputError("dims", "VMamba", allowed=f"one number for each of {len(depths)} stages", got=dims)
-        self.num_classes, self.num_features, self.grad_checkpointing = num_classes, dims[-1], False
+        self.num_classes, self.num_features = num_classes, dims[-1]
         self.patch_embed = _stem(in_chans, dims[0], vanilla)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
@@ -136,26 +139,6 @@ class VMamba(nn.Module):
         _, drop, head = self.classifier
         x = drop(x.mean(dim=(2, 3)))
         return x if pre_logits else head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer."""
-        return self.classifier[2]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network another head, freshly drawn; 0 classes for none."""
-        self.num_classes = num_classes
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        parameter = next(self.parameters())
-        self.classifier[2] = head.to(parameter.device, parameter.dtype)
-        init_linear(head)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training."""
-        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Return the scan's own parameters; the authors decayed those that are matrices (A_logs, dt_projs_bias)."""
