@@ -1,7 +1,8 @@
 """Side-by-side timing: the same numbers first, then interleaved medians and their ratio.
 
 Both sides are called once to warm up, and these two results are compared; only then are they timed, in turns, so
-that a busy or a throttling machine slows both alike. A ratio above 1 means that ours is faster.
+that a busy or a throttling machine slows both alike. A ratio above 1 means that ours is faster. On a GPU its work is
+waited for, and threads are left alone.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _HEAD = f"{'':46} {'threads':>7} {'max diff':>10} {'ours':>11} {'peer':>11} {'pe
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison at one thread count.
+    """One comparison at one thread count, or on one GPU.
 
     Attributes:
         name: what was compared, with the peer and its setting.
-        threads: torch.set_num_threads.
+        threads: torch.set_num_threads; the device's name where that is no CPU.
         difference: largest difference between the two results, as ``difference`` measures it.
         ours, peer: median seconds.
         low, high: lower and upper quartile of the ratios of neighbouring runs.
@@ -36,7 +37,7 @@ class Row:
     """
 
     name: str
-    threads: int
+    threads: int | str
     difference: float
     ours: float
     peer: float
@@ -66,6 +67,7 @@ def compare(
     difference: Callable[[Any, Any], float],
     repeats: int = 7,
     threads: int | Sequence[int] = (1, 2),
+    device: str | torch.device = "cpu",
     aim: float | None = None,
 ) -> list[Row]:
     """Time ``ours`` against ``peer`` and print one row for each thread count as soon as it is known.
@@ -76,24 +78,28 @@ def compare(
         difference: ``(ours_result, peer_result) -> float``, the largest difference between the two.
         repeats: timed runs of each side.
         threads: thread counts; the count found is put back.
+        device: where both sides compute; on another one than the CPU there is one row, at the thread count found.
         aim: least ratio hoped for; a row below it is marked LOST, and stays in the table.
     """
     rows = []
     before = torch.get_num_threads()
+    place = torch.device(device)
+    counts = (threads,) if isinstance(threads, int) else tuple(threads)
     try:
-        for count in (threads,) if isinstance(threads, int) else threads:
+        for count in counts if place.type == "cpu" else (before,):
             torch.set_num_threads(count)
             apart = float(difference(ours(), peer()))
             mine, theirs = [], []
             for turn in range(repeats):
                 if turn % 2:
-                    theirs.append(_time(peer))
-                    mine.append(_time(ours))
+                    theirs.append(_time(peer, place))
+                    mine.append(_time(ours, place))
                 else:
-                    mine.append(_time(ours))
-                    theirs.append(_time(peer))
+                    mine.append(_time(ours, place))
+                    theirs.append(_time(peer, place))
             low, high = _quartiles([other / own for own, other in zip(mine, theirs, strict=True)])
-            row = Row(name, count, apart, statistics.median(mine), statistics.median(theirs), low, high, aim)
+            shown = count if place.type == "cpu" else str(place)
+            row = Row(name, shown, apart, statistics.median(mine), statistics.median(theirs), low, high, aim)
             print(row, flush=True)
             rows.append(row)
     finally:
@@ -101,23 +107,35 @@ def compare(
     return rows
 
 
-def options(description: str) -> argparse.Namespace:
-    """Read ``--quick`` (few repeats, one thread) and ``--threads``; adds ``repeats`` that follows from them."""
+def options(description: str, *, device: bool = True) -> argparse.Namespace:
+    """Read ``--quick`` (few repeats, one thread), ``--threads`` and ``--device``; adds ``repeats`` that follows.
+
+    Args:
+        description: for ``--help``.
+        device: False where a benchmark is about the CPU alone.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="few repeats, one thread: does it run, roughly how fast")
     parser.add_argument("--threads", type=int, nargs="+", help="thread counts (default: 1 2, with --quick: 1)")
+    if device:
+        parser.add_argument(
+            "--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda, … (default: cpu)"
+        )
     chosen = parser.parse_args()
     chosen.threads = tuple(chosen.threads or ((1,) if chosen.quick else (1, 2)))
     chosen.repeats = 3 if chosen.quick else 9
     return chosen
 
 
-def print_head(title: str, peers: Iterable[str] = ()) -> None:
-    """Print the title, machine and versions, and the head of the table."""
+def print_head(title: str, peers: Iterable[str] = (), device: str | torch.device = "cpu") -> None:
+    """Print the title, machine (the GPU too, if that is the device) and versions, and the head of the table."""
     from importlib import metadata
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", *peers))
-    print(f"{title}\npython {platform.python_version()}, {versions}; {platform.machine()}, {_processor()}\n{_HEAD}")
+    place = torch.device(device)
+    gpu = f"; {torch.cuda.get_device_name(place)}" if place.type == "cuda" else ""
+    machine = f"{platform.machine()}, {_processor()}{gpu}"
+    print(f"{title}\npython {platform.python_version()}, {versions}; {machine}\n{_HEAD}")
 
 
 def print_summary(rows: Sequence[Row]) -> None:
@@ -126,15 +144,21 @@ def print_summary(rows: Sequence[Row]) -> None:
     lost = [row for row in judged if row.ratio < (row.aim or 0.0)]
     print(f"\n{len(judged) - len(lost)} of {len(judged)} rows with an aim met it.")
     for row in lost:
-        print(f"  lost: {row.name}, {row.threads} thread(s): {row.ratio:.2f} where {row.aim:g} was the aim")
+        where = row.threads if isinstance(row.threads, str) else f"{row.threads} thread(s)"
+        print(f"  lost: {row.name}, {where}: {row.ratio:.2f} where {row.aim:g} was the aim")
 
 
-def _time(call: Callable[[], Any]) -> float:
+def _time(call: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
     start = time.perf_counter()
     call()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    _wait(device)
     return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

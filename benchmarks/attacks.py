@@ -1,6 +1,6 @@
 """FGSM and PGD against torchattacks, and PGD against its own floor: steps x one forward and backward.
 
-python benchmarks/attacks.py [--quick] [--threads 1 2]
+python benchmarks/attacks.py [--quick] [--threads 1 2] [--device cuda]
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ def main() -> None:
     import torchattacks
 
     chosen = options(__doc__ or "")
-    print_head("Attacks", ["torchattacks"])
+    print_head("Attacks", ["torchattacks"], chosen.device)
     torch.manual_seed(0)
     rows = []
     networks = {"lite0": load_model("lite0"), "resnet18": torchvision.models.resnet18(num_classes=1000).eval()}
-    x = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    common = {"repeats": chosen.repeats, "threads": chosen.threads, "difference": difference}
+    x = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(chosen.device)
+    common = {
+        "repeats": chosen.repeats, "threads": chosen.threads, "device": chosen.device, "difference": difference
+    }  # fmt: skip
     for name, model in networks.items():
+        model.to(chosen.device)
         with torch.no_grad():
             y = model(x).argmax(dim=1)
         our_fgsm = partial(fgsm, model, x, y, EPS)

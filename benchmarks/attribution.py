@@ -28,19 +28,22 @@ from striate.explain.rise import RISE
 
 def main() -> None:
     chosen = options(__doc__ or "")
-    timed = partial(compare, repeats=chosen.repeats, threads=chosen.threads, difference=largest_difference)
-    print_head("Attribution at the input", ["captum"])
+    timed = partial(
+        compare, repeats=chosen.repeats, threads=chosen.threads, device=chosen.device, difference=largest_difference
+    )
+    print_head("Attribution at the input", ["captum"], chosen.device)
     rows: list[Row] = []
     for name in ("lite0",) if chosen.quick else ("lite0", "torchvision:resnet18"):
-        model = load_model(name, **({} if name == "lite0" else {"pretrained": False})).eval()
-        image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        model = load_model(name, device=chosen.device).eval()
+        image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(chosen.device)
         with torch.no_grad():
             target = int(model(image).argmax())
         short = name.rsplit(":", maxsplit=1)[-1]
         rows += integrated_gradients(timed, short, model, image, target, n_steps=16 if chosen.quick else 50)
         rows += occlusion(timed, short, model, image, target, window=56 if chosen.quick else 32)
         rows += rise(timed, short, model, image, target, n_masks=60 if chosen.quick else 400)
-    memory((10, 40) if chosen.quick else (10, 50, 200))
+    if chosen.device.type == "cpu":
+        memory((10, 40) if chosen.quick else (10, 50, 200))
     print_summary(rows)
 
 
@@ -90,7 +93,7 @@ def occlusion(timed, name: str, model: nn.Module, image: Tensor, target: int, wi
 
 def rise(timed, name: str, model: nn.Module, image: Tensor, target: int, n_masks: int) -> list[Row]:
     explainer = RISE(model, n_masks=n_masks, baseline=0.0)
-    full = explainer.masks((224, 224)).enlarged(range(n_masks))
+    full = explainer.masks((224, 224)).enlarged(range(n_masks)).to(image.device)
 
     def ours() -> Tensor:
         return explainer.attribute(image, target).map

@@ -38,7 +38,7 @@ def bare(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 
 def difference(ours: Attribution, theirs: np.ndarray) -> float:
-    return float(np.abs(ours.normalized.numpy() - theirs).max())
+    return float(np.abs(ours.normalized.cpu().numpy() - theirs).max())
 
 
 def of_peer(name: str, model: nn.Module, layer: nn.Module, images: Tensor, target: int, **options: Any) -> Callable:
@@ -81,19 +81,20 @@ def frozen(model: nn.Module, call: Callable[[], Any]) -> Callable[[], Any]:
 def main() -> None:
     chosen = options(__doc__ or "")
     warnings.simplefilter("ignore")
-    print_head("CAM against pytorch-grad-cam, 224 x 224, one image unless said", ("grad-cam", "timm"))
+    print_head("CAM against pytorch-grad-cam, 224 x 224, one image unless said", ("grad-cam", "timm"), chosen.device)
     torch.manual_seed(0)
     networks = {
-        "lite0": (load_model("lite0"), "bn2", "blocks.5"),
-        "resnet18": (load_model("torchvision:resnet18"), "layer4", "layer3"),
+        "lite0": (load_model("lite0", device=chosen.device), "bn2", "blocks.5"),
+        "resnet18": (load_model("torchvision:resnet18", device=chosen.device), "layer4", "layer3"),
     }
+    common = {"difference": difference, "threads": chosen.threads, "device": chosen.device}
     rows: list[Row] = []
     for title, (model, late, earlier) in networks.items():
         for n in (1, 8):
-            images = torch.rand(n, 3, 224, 224)
+            images = torch.rand(n, 3, 224, 224).to(chosen.device)
             target = int(model(images[:1]).argmax())
             module = model.network.get_submodule(late)
-            timing = {"difference": difference, "repeats": chosen.repeats, "threads": chosen.threads}
+            timing = common | {"repeats": chosen.repeats}
             run = of_ours(GradCAM(model, late), images, target)
             rows += compare(f"{title} GradCAM x {n}, bare forward", run, bare(model, images), **timing | NOTHING)
             for name, ours in GRADIENT.items():
@@ -107,9 +108,9 @@ def main() -> None:
                     rows += compare(f"{label}, peer frozen", run, best, aim=1, **timing)
             if chosen.quick:
                 break
-        image = torch.rand(1, 3, 224, 224)
+        image = torch.rand(1, 3, 224, 224).to(chosen.device)
         target = int(model(image).argmax())
-        timing = {"difference": difference, "repeats": 1, "threads": chosen.threads}
+        timing = common | {"repeats": 1}
         for layer in (late,) if chosen.quick else (late, earlier):
             module = model.network.get_submodule(layer)
             for batch in (8,) if chosen.quick else (32, 8):

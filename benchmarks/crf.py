@@ -139,7 +139,7 @@ def alone() -> None:
 
 
 def main() -> None:
-    chosen = options(__doc__ or "")
+    chosen = options(__doc__ or "", device=False)
     print_head("CRF layer against pytorch-crf, span F1 against seqeval", ("pytorch-crf", "seqeval"))
     torch.manual_seed(0)
     timing = {"repeats": chosen.repeats, "threads": chosen.threads}

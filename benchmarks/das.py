@@ -73,8 +73,9 @@ def with_peer(gate: nn.Module, run: Callable[[], Any]) -> Callable[[], Any]:
 
 def main() -> None:
     chosen = options(__doc__ or "")
-    if not has_native_deform_conv():
-        print("No compiler here: Striate uses torchvision's kernel itself, and there is nothing to compare.")
+    if chosen.device.type != "cpu" or not has_native_deform_conv():
+        why = "No compiler here" if chosen.device.type == "cpu" else f"On {chosen.device}"
+        print(f"{why}: Striate uses torchvision's kernel itself, and there is nothing to compare.")
         return
     print_head("Deformable convolution 3 x 3 against torchvision", ("torchvision",))
     torch.manual_seed(0)

@@ -44,7 +44,7 @@ def each_threshold(a: Tensor, b: Tensor, y: Tensor, grid: int = 2000) -> np.ndar
 
 
 def main() -> None:
-    asked = options(__doc__ or "")
+    asked = options(__doc__ or "", device=False)
     rows: list[Row] = []
     print_head("Fingerprints of one image, and a threshold for 10,000 images of 10 classes", ("ImageHash",))
     rest = {"repeats": 51, "threads": 1}

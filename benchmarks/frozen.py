@@ -41,7 +41,7 @@ def step(model: nn.Module, x: Tensor, names: Sequence[str] | None = None) -> Cal
     def run() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
         logits = model(x)
-        F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long)).backward()
+        F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
         return [logits.detach()] if names is None else [parameters[name].grad for name in names]
 
     return run
@@ -68,14 +68,15 @@ def forward(model: nn.Module, x: Tensor) -> Callable[[], list[Tensor]]:
 
 def main() -> None:
     chosen = options(__doc__ or "")
-    print_head("Frozen weights and random filters against plain PyTorch")
+    place = chosen.device
+    print_head("Frozen weights and random filters against plain PyTorch", device=place)
     torch.manual_seed(0)
     rows: list[Row] = []
-    timing = {"difference": difference, "repeats": chosen.repeats, "threads": chosen.threads}
+    timing = {"difference": difference, "repeats": chosen.repeats, "threads": chosen.threads, "device": place}
 
-    x = torch.rand(32, 3, 32, 32)
+    x = torch.rand(32, 3, 32, 32).to(place)
     for depth in (20,) if chosen.quick else (20, 56):
-        plain = cifar_resnet(depth)
+        plain = cifar_resnet(depth).to(place)
         ours = copy.deepcopy(plain)
         names = freeze_except(ours).names
         rows += compare(
@@ -87,10 +88,9 @@ def main() -> None:
             for expansion in (1, 16) if chosen.quick else (1, 4, 16, 64):
                 if channels * expansion > 4096:
                     continue
-                x = torch.randn(n, channels, side, side)
-                above = torch.randn(n, channels, side, side)
+                x, above = (torch.randn(n, channels, side, side).to(place) for _ in range(2))
                 layers = {
-                    path: LCConv2d(channels, channels, 3, expansion, padding=1, seed=0, path=path)
+                    path: LCConv2d(channels, channels, 3, expansion, padding=1, seed=0, path=path).to(place)
                     for path in ("auto", "direct", "kernel")
                 }
                 for path in ("auto", "kernel"):
@@ -101,11 +101,11 @@ def main() -> None:
                 calls = {path: layer_step(layer, x, above) for path, layer in layers.items()}
                 rows += compare(label, calls["auto"], calls[other], aim=1, **timing)
 
-    x = torch.rand(32, 3, 32, 32)
+    x = torch.rand(32, 3, 32, 32).to(place)
     for expansion in (16,) if chosen.quick else (1, 16, 64):
-        plain = cifar_resnet(20)
-        auto = to_lc(cifar_resnet(20), expansion, seed=0)
-        direct = to_lc(cifar_resnet(20), expansion, seed=0, path="direct")
+        plain = cifar_resnet(20).to(place)
+        auto = to_lc(cifar_resnet(20), expansion, seed=0).to(place)
+        direct = to_lc(cifar_resnet(20), expansion, seed=0, path="direct").to(place)
         direct.load_state_dict(auto.state_dict())
         label = f"ResNet-LC-20-16x{expansion} x 32: step"
         rows += compare(f"{label}, direct", step(auto, x), step(direct, x), aim=1, **timing)

@@ -59,7 +59,7 @@ def apart(x: Tensor, first: nn.Module, second: nn.Module) -> float:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    asked = options(__doc__ or "")
+    asked = options(__doc__ or "", device=False)
     rows: list[Row] = []
     print_head("Cropping half of the channels of every group, batch 1, 224 x 224", ("torch-pruning",))
     for name, build in NETWORKS.items():

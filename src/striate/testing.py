@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from striate.engine.state import device_of
 from striate.errors import CheckError, InputError, StriateError, TrainModeWarning
 from striate.explain.base import Explainer
 
@@ -60,12 +61,12 @@ class Sample(nn.Module):
 @contextmanager
 def left_as_it_came(model: nn.Module) -> Iterator[None]:
     """Raise :class:`CheckError` if what happens inside changes the model or the global random state."""
-    before, random = _state(model), torch.get_rng_state()
+    before, random = _state(model), _random_states()
     yield
     for name, value in _state(model).items():
         if not _equal(value, before[name]):
             raise CheckError(f"the model did not leave as it came: {name} changed.")
-    if not torch.equal(random, torch.get_rng_state()):
+    if not all(map(torch.equal, random, _random_states())):
         raise CheckError("the global random state was changed.")
 
 
@@ -82,18 +83,18 @@ def check_explainer(
     Args:
         make: called as ``make(model, **options)``.
         model: a classifier; default :class:`Sample`.
-        inputs: (N >= 2, C, H, W) for it; default a seeded (2, 3, 21, 18).
+        inputs: (N >= 2, C, H, W) for it, on its device; default a seeded (2, 3, 21, 18).
         **options: handed to ``make``.
     """
     model = sample_network() if model is None else model
-    inputs = _images() if inputs is None else inputs
+    inputs = _images().to(device_of(model)) if inputs is None else inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         explainer = make(model, **options)
         n = len(inputs)
         with torch.no_grad():
             logits = copy.deepcopy(model).eval()(inputs)
-        answers, classes = logits.argmax(dim=1), logits.shape[1]
+        answers, classes = logits.argmax(dim=1).cpu(), logits.shape[1]
         asked = ((answers + 1) % classes).tolist()  # never the class that a careless method would explain anyway
         with left_as_it_came(model):
             result = explainer.attribute(inputs, asked)
@@ -156,11 +157,11 @@ def check_attack(
     Args:
         attack: ``attack(model, x, y)`` on images in [0, 1].
         model: a classifier; default :class:`Sample`.
-        inputs: (N, C, H, W) in [0, 1]; default a seeded (2, 3, 21, 18).
+        inputs: (N, C, H, W) in [0, 1], on the model's device; default a seeded (2, 3, 21, 18).
         eps: the radius in the maximum norm, if the attack has one.
     """
     model = sample_network() if model is None else model
-    inputs = _images() if inputs is None else inputs
+    inputs = _images().to(device_of(model)) if inputs is None else inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TrainModeWarning)
         evaluated = copy.deepcopy(model).eval()
@@ -193,7 +194,7 @@ def check_layer(layer: nn.Module, x: Tensor, *, gradcheck: bool = True) -> None:
 
     Args:
         layer: in eval mode it must treat the samples of a batch apart.
-        x: (N >= 2, …) float32; small, for gradcheck's sake.
+        x: (N >= 2, …) float32, on the layer's device; small, for gradcheck's sake.
         gradcheck: turn off only for layers that are not differentiable by design.
     """
     layer = copy.deepcopy(layer).eval()
@@ -206,13 +207,13 @@ def check_layer(layer: nn.Module, x: Tensor, *, gradcheck: bool = True) -> None:
         copied = copy.deepcopy(layer)
         copied.load_state_dict(layer.state_dict(), strict=True)
         _promise(torch.equal(copied(x), y), "the same output after a state dict round trip")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
             _promise(bool(torch.isfinite(layer(x)).all()), "finite outputs under bfloat16 autocast")
     layer(x.clone().requires_grad_()).sum().backward()
     for name, parameter in layer.named_parameters():
         _promise(parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), f"a finite gradient of {name}")
     if gradcheck and not torch.autograd.gradcheck(
-        layer.double(), (x.double().requires_grad_(),), eps=1e-6, atol=1e-5, raise_exception=False
+        layer.double(), (x.double().requires_grad_(),), eps=1e-6, atol=1e-5, nondet_tol=1e-9, raise_exception=False
     ):
         raise CheckError("broken promise: gradients that finite differences confirm (float64).")
 
@@ -225,7 +226,7 @@ def check_model(model: nn.Module, x: Tensor, *, classes: int | None = None) -> N
 
     Args:
         model: any classifier.
-        x: (N >= 2, C, H, W).
+        x: (N >= 2, C, H, W), on the model's device.
         classes: number of outputs, if it is to be checked.
     """
     model = copy.deepcopy(model).eval()
@@ -240,9 +241,9 @@ def check_model(model: nn.Module, x: Tensor, *, classes: int | None = None) -> N
         copied = copy.deepcopy(model)
         copied.load_state_dict(model.state_dict(), strict=True)
         _promise(torch.equal(copied(x), y), "the same logits after a state dict round trip")
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
             _promise(bool(torch.isfinite(model(x)).all()), "finite logits under bfloat16 autocast")
-    F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long)).backward()
+    F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             _promise(parameter.grad is not None, f"a gradient for every parameter; {name} got none")
@@ -263,6 +264,10 @@ def sample_network() -> Sample:
 
 def _images() -> Tensor:
     return torch.rand(2, 3, 21, 18, generator=torch.Generator().manual_seed(0))
+
+
+def _random_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
 def _state(model: nn.Module) -> dict[str, Any]:

@@ -23,8 +23,8 @@ class EnergyMeter(AbstractContextManager["EnergyMeter"]):
     Args:
         kind: ``"macs"``, the multiply-accumulates that really run (as :func:`~striate.engine.macs.count_macs` counts
             them): the same on every machine, and blind to memory traffic; ``"time"``, seconds of this process on all
-            its cores, without waiting: a stand-in for energy on one machine, nothing more; ``"rapl"``, joules of all
-            processor packages by the kernel's counters, whoever used them.
+            its cores, without waiting and without a GPU's work: a stand-in for energy on one machine, nothing more;
+            ``"rapl"``, joules of all processor packages by the kernel's counters, whoever used them.
         counters: where the kernel shows its counters.
 
     Attributes:

@@ -56,7 +56,7 @@ def latency(model: nn.Module, images: Tensor, *, repeats: int = 15, warmup: int 
         warmup: runs before them.
     """
     x = images.to(device_of(model))
-    with torch.inference_mode(), inspected(model, warn=False):
+    with torch.inference_mode(), inspected(model, warn=False, exact=False):
         for _ in range(warmup):
             model(x)
         return np.array([_seconds(lambda: model(x), x.device) for _ in range(repeats)])
@@ -83,7 +83,12 @@ def compare_latency(
         raise InputError("repeats", "compare_latency", allowed=">= 2", got=repeats)
     sides: list[tuple[Callable[[], Any], torch.device]] = []
     mode = torch.enable_grad() if training else torch.inference_mode()
-    with mode, seeded(0), inspected(first, warn=False), inspected(second, warn=False):
+    with (
+        mode,
+        seeded(0),
+        inspected(first, warn=False, exact=False),
+        inspected(second, warn=False, exact=False),
+    ):
         for model in (first, second):
             x = images.to(device_of(model))
             sides.append((_step(model, x) if training else _pass(model, x), x.device))

@@ -19,6 +19,7 @@ from striate.engine.checkpoint import read_note
 from striate.engine.model import Preprocessing, VisionModel, imagenet_classes
 from striate.engine.packages import find_file
 from striate.engine.resize import resize
+from striate.engine.state import find_device
 from striate.errors import InputError, ModelError, WeightsError, did_you_mean
 
 __all__ = ["EMBEDDED", "load_model", "load_state_dict", "output_size", "read_weights"]
@@ -68,6 +69,7 @@ def load_model(
         device: where to put it; default CPU.
 
     Raises:
+        InputError: no such device on this machine.
         ModelError: nothing by that name; near names are listed.
         WeightsError: the file does not fit, is damaged or is unsafe to open.
 
@@ -75,6 +77,7 @@ def load_model(
     >>> model.class_name(282), model.preprocessing.input_size
     ('tiger cat', (3, 224, 224))
     """
+    place = find_device(device or "cpu", "load_model")
     if isinstance(spec, VisionModel):
         model = spec
     elif isinstance(spec, nn.Module):
@@ -85,7 +88,7 @@ def load_model(
         model = _from_name(spec, pretrained=pretrained, num_classes=num_classes)
     model = _override(model, class_names, input_size, mean, std)
     training = isinstance(spec, nn.Module) and spec.training
-    return model.train(training).to(device or "cpu")
+    return model.train(training).to(place)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from striate.errors import TrainModeWarning
+from striate.errors import InputError, TrainModeWarning
 
-__all__ = ["StillStatistics", "as_written", "copy_with", "device_of", "inspected", "mix_seeds", "seeded"]
+__all__ = ["StillStatistics", "as_written", "copy_with", "device_of", "find_device", "inspected", "mix_seeds", "seeded"]
 
 
 @contextmanager
-def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
+def inspected(model: nn.Module, *, warn: bool = True, exact: bool = True) -> Iterator[nn.Module]:
     """Put ``model`` in eval mode with frozen parameters, and hand it back exactly as it came.
 
     A network that went through ``torch.compile`` runs as it is written for the time: hooks are met, and looking inside
-    compiles nothing anew.
+    compiles nothing anew. On a GPU convolutions are repeatable and in float32 for the time; PyTorch's default there is
+    TF32, with 10 bits after the point, which no check of a result would survive.
 
     Training flags of every submodule, ``requires_grad`` and ``.grad`` of every parameter are restored on
     exit, also after an exception. With frozen parameters a backward pass computes input gradients only.
@@ -31,6 +32,7 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
     Args:
         model: any module.
         warn: emit :class:`TrainModeWarning` if the model came in training mode.
+        exact: False leaves cuDNN's settings alone, for timing what a person would run.
     """
     # Setting an attribute of a module costs a hundred times as much as reading one, so only what differs is set.
     modes = [(module, module.training) for module in model.modules()]
@@ -47,7 +49,7 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
         for parameter, requires_grad, _ in parameters:
             if requires_grad:
                 parameter.requires_grad_(False)
-        with as_written(model):
+        with as_written(model), _exact_cudnn() if exact else nullcontext():
             yield model
     finally:
         for module, mode in modes:
@@ -58,6 +60,24 @@ def inspected(model: nn.Module, *, warn: bool = True) -> Iterator[nn.Module]:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not grad:
                 parameter.grad = grad
+
+
+@contextmanager
+def _exact_cudnn() -> Iterator[None]:
+    """Repeatable float32 convolutions inside, where there is a GPU in use; settings as they were after."""
+    if not torch.cuda.is_initialized():
+        yield
+        return
+    cudnn, before = torch.backends.cudnn, {}
+    try:
+        for name, value in {"deterministic": True, "benchmark": False, "allow_tf32": False}.items():
+            with suppress(RuntimeError):  # raised where somebody set TF32 operator by operator: that stays as it is
+                before[name] = getattr(cudnn, name)
+                setattr(cudnn, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(cudnn, name, value)
 
 
 def as_written(model: nn.Module) -> AbstractContextManager[Any]:
@@ -126,3 +146,20 @@ def device_of(model: nn.Module, default: str | torch.device = "cpu") -> torch.de
     if tensor is None:
         tensor = next(model.buffers(), None)
     return torch.device(default) if tensor is None else tensor.device
+
+
+def find_device(name: str | torch.device, owner: str) -> torch.device:
+    """Return a device of this machine by its name, with its number where it has one.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, …
+        owner: named in errors.
+
+    Raises:
+        InputError: PyTorch knows no such device, or cannot use it here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        allowed = "one that PyTorch can use on this machine, as 'cpu'"
+        raise InputError("device", owner, allowed=allowed, got=name, hint=str(error).splitlines()[0]) from error

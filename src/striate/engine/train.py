@@ -171,6 +171,9 @@ def fit(
     so that one and several processes give the same result up to the order of float additions (dropout and the
     loss's own noise are drawn for each process apart). The model is not wrapped, so a loss sees it as it is.
 
+    On a GPU cuDNN's convolutions are repeatable for the time. A kernel that adds in any order (torchvision's deformable
+    convolution, memory-efficient attention and bilinear resizing backwards) makes a run repeatable but for rounding.
+
     Args:
         model: trained where its parameters are (under torchrun: on the process's device). Frozen parameters stay.
         images: (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or floating point; or (N, L) int64, numbers that

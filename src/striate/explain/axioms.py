@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.model import get_layer, layer_name
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import InputError, LayerError, did_you_mean
 from striate.explain.ablation_cam import AblationCAM, channel_drops
 from striate.explain.base import Target, resolve_target, score
@@ -119,7 +119,7 @@ def axiom_reports(
     Args:
         model: any classifier; it is evaluated in eval mode (dropout would make the axioms meaningless).
         layer: path or module.
-        inputs: (N, C, H, W).
+        inputs: (N, C, H, W); moved to where the model is.
         target: see :data:`striate.explain.base.Target`; the score is the logit, never a softmax.
         methods: of :data:`AXIOM_METHODS`.
         batch_size: ablated responses in one pass of the network's tail; None chooses.
@@ -134,6 +134,7 @@ def axiom_reports(
             raise InputError(
                 "method", "axiom_report", allowed=allowed, got=method, hint=did_you_mean(method, AXIOM_METHODS)
             )
+    inputs = inputs.to(device_of(model, inputs.device))
     with torch.inference_mode(False), inspected(model):
         seen = layer_gradients(model, layer, inputs, target, owner="axiom_report")
         measured = channel_drops(model, layer, inputs, seen.target, batch_size=batch_size)
@@ -182,7 +183,7 @@ def score_decomposition(
     Args:
         model: a classifier that is piecewise linear above ``layer``.
         layer: path or module.
-        inputs: (N, C, H, W).
+        inputs: (N, C, H, W); moved to where the model is.
         target: see :data:`striate.explain.base.Target`.
 
     Raises:
@@ -193,7 +194,7 @@ def score_decomposition(
     with torch.inference_mode(False), inspected(model):
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())  # so that the graph shows whose bias is whose
-        logits, leaf, _ = respond(model, module, inputs.detach())
+        logits, leaf, _ = respond(model, module, inputs.detach().to(device_of(model, inputs.device)))
         scores = score(logits, resolve_target(logits, target, "score_decomposition"))
         found = above(scores, leaf)
         if not found:

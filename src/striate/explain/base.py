@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.check import Check
-from striate.engine.state import inspected, seeded
+from striate.engine.state import device_of, inspected, seeded
 from striate.errors import InputError, ModelError
 from striate.explain.result import Attribution
 
@@ -57,7 +57,7 @@ class Explainer(ABC):
 
         Args:
             inputs: (N, C, H, W) floating point, in the space that the model takes ([0, 1] for a
-                :class:`striate.VisionModel`).
+                :class:`striate.VisionModel`); moved to where the model is, and so is the map.
             target: see :data:`Target`.
 
         Returns:
@@ -91,7 +91,8 @@ class Explainer(ABC):
         _check_inputs(inputs, type(self).__name__)
         # Outside callers may run under no_grad or inference_mode; what needs gradients must work there too.
         with torch.inference_mode(False), inspected(self.model), seeded(self.seed):
-            yield inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+            plain = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+            yield plain.to(device_of(self.model, plain.device))
 
     @abstractmethod
     def _explain(self, inputs: Tensor, target: Target) -> RawMap:

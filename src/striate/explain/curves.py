@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from striate.engine.check import Check
 from striate.engine.model import VisionModel
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import InputError
 from striate.explain.base import Target, resolve_target
 
@@ -81,7 +81,7 @@ def insertion(
 
     Args:
         model: classifier (N, classes); evaluated in eval mode, leaves as it came.
-        inputs: (N, C, H, W), in the space that the model takes ([0, 1] for a VisionModel).
+        inputs: (N, C, H, W), in the space that the model takes ([0, 1] for a VisionModel); moved to where it is.
         target: class, (N,) classes, or None for the predicted class.
         maps: (N, H, W), finite; only their order counts.
         step: pixels changed in a step; default W, that is 1/H of all pixels.
@@ -92,7 +92,7 @@ def insertion(
     Raises:
         InputError: maps not finite or of another size, target out of range or a callable, step or blur out of range.
     """
-    inputs, maps = _checked(inputs, maps, "insertion")
+    inputs, maps = _checked(model, inputs, maps, "insertion")
     kernel, sigma = _default_blur(inputs.shape[2]) if blur is None else blur
     if kernel < 1 or kernel % 2 == 0 or sigma <= 0:
         raise InputError("blur", "insertion", allowed="(odd kernel size >= 1, sigma > 0)", got=blur)
@@ -123,7 +123,7 @@ def deletion(
     Raises:
         InputError: as :func:`insertion`; a baseline of another length.
     """
-    inputs, maps = _checked(inputs, maps, "deletion")
+    inputs, maps = _checked(model, inputs, maps, "deletion")
     if baseline is None:
         baseline = model.mean if isinstance(model, VisionModel) else 0.0
     grey = torch.as_tensor(baseline, dtype=inputs.dtype, device=inputs.device).flatten()
@@ -215,7 +215,7 @@ def _blurred(inputs: Tensor, kernel: int, sigma: float) -> Tensor:
     return F.conv2d(rows, weights.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
 
 
-def _checked(inputs: Tensor, maps: Tensor, owner: str) -> tuple[Tensor, Tensor]:
+def _checked(model: nn.Module, inputs: Tensor, maps: Tensor, owner: str) -> tuple[Tensor, Tensor]:
     if inputs.dim() != 4 or not inputs.is_floating_point() or inputs.shape[0] == 0:
         got = f"{inputs.dtype} {tuple(inputs.shape)}"
         raise InputError("inputs", owner, allowed="a float tensor (N, C, H, W)", got=got)
@@ -224,4 +224,5 @@ def _checked(inputs: Tensor, maps: Tensor, owner: str) -> tuple[Tensor, Tensor]:
         raise InputError("maps", owner, allowed=allowed, got=tuple(maps.shape), hint="Take Attribution.normalized.")
     if not torch.isfinite(maps).all():
         raise InputError("maps", owner, allowed="finite", got="NaN or infinity")
-    return inputs.detach(), maps.detach().to(inputs.device)
+    inputs = inputs.detach().to(device_of(model, inputs.device))
+    return inputs, maps.detach().to(inputs.device)

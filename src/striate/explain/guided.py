@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.check import Check
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import ModelError
 from striate.explain.base import Explainer, RawMap, Target, resolve_target, score
 from striate.explain.cam import GradCAM, XGradCAM
@@ -56,14 +56,14 @@ def guided_gradients(model: nn.Module, inputs: Tensor, target: Target = None) ->
 
     Args:
         model: any classifier with ReLUs.
-        inputs: (N, C, H, W).
+        inputs: (N, C, H, W); moved to where the model is.
         target: see :data:`striate.explain.base.Target`.
 
     Raises:
         ModelError: no ReLU on the way from the score to the image, or they are hidden in a checkpointed block.
     """
     with torch.inference_mode(False), torch.enable_grad(), inspected(model, warn=False):
-        images = inputs.detach().clone().requires_grad_()
+        images = inputs.detach().to(device_of(model, inputs.device), copy=True).requires_grad_()
         logits = model(images)
         resolved = resolve_target(logits, target, "guided_gradients")
         total = score(logits, resolved).sum()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from striate.engine.check import Check
 from striate.errors import InputError
 from striate.explain.base import Explainer, RawMap, Target
-from striate.explain.batching import Copies
+from striate.explain.batching import Copies, full_precision
 
 __all__ = ["MeaningfulPerturbation", "blurred"]
 
@@ -155,8 +155,17 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 def _mixed(images: Tensor, blur: Tensor, masks: Tensor) -> Tensor:
     """Return m x + (1 - m) blur(x) with the masks enlarged bilinearly."""
-    large = F.interpolate(masks, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    down, across = (_enlarger(*sides, masks) for sides in zip(masks.shape[-2:], images.shape[-2:], strict=True))
+    with full_precision(masks.device):
+        # As two products: the gradient of PyTorch's own resizing is not repeatable on a GPU.
+        large = down @ masks @ across.mT
     return torch.lerp(blur, images, large.to(images.dtype).expand_as(images))
+
+
+def _enlarger(cells: int, pixels: int, like: Tensor) -> Tensor:
+    """Return the matrix (pixels, cells) of linear enlargement along one side."""
+    single = torch.eye(cells, dtype=like.dtype, device=like.device)
+    return F.interpolate(single[None], size=pixels, mode="linear", align_corners=False)[0].T
 
 
 def _drop_check(own: Tensor, reached: Tensor, whole: Tensor, maps: Tensor) -> Check:

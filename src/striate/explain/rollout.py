@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.model import get_layer
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import InputError, ModelError
 from striate.explain.target_layer import find_target_layer
 from striate.layers.attention import attention_weights
@@ -43,7 +43,7 @@ def attention_rollout(
 
     Args:
         model: a ViT of timm, torchvision or alike, whose layers all attend over the same tokens.
-        x: (B, C, H, W), in the space that the model takes.
+        x: (B, C, H, W), in the space that the model takes; moved to where it is.
         residual: share of the identity in each Â, in [0, 1).
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         start_layer: first attention layer to roll out from, 0-based; negative counts from the end.
@@ -137,7 +137,7 @@ def feature_attention(
 
     Args:
         model: any classifier with a spatial layer.
-        x: (B, C, H, W), in the space that the model takes.
+        x: (B, C, H, W), in the space that the model takes; moved to where it is.
         layer: default: the last spatial one, as :func:`striate.explain.target_layer.find_target_layer` finds it.
         absolute: mean of magnitudes, which counts strong inhibition as looking; after a ReLU both are the same.
 
@@ -149,7 +149,7 @@ def feature_attention(
     hook = found.module.register_forward_hook(lambda module, args, output: kept.append(found.to_grid(output)))
     try:
         with torch.no_grad(), inspected(model, warn=False):
-            model(x)
+            model(x.to(device_of(model, x.device)))
     finally:
         hook.remove()
     response = kept[-1].abs() if absolute else kept[-1]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.engine.check import Check
-from striate.engine.state import inspected, seeded
+from striate.engine.state import device_of, inspected, seeded
 from striate.errors import InputError, ModelError
 from striate.explain.base import Explainer, Target, resolve_target
 
@@ -81,7 +81,8 @@ def randomization_check(
 
     Args:
         model: classifier (N, classes); only a copy of it is changed.
-        inputs: (N, C, H, W), in the space that the model takes; several images, since one may agree by chance.
+        inputs: (N, C, H, W), in the space that the model takes; several images, since one may agree by chance. Moved to
+            where the model is.
         method: a key of :data:`striate.explain.METHODS`, or a callable that makes an explainer of a network.
         target: see :data:`striate.explain.base.Target`; None takes the class that ``model`` predicts, at every stage.
         stages: at most this many; fewer where the network has fewer layers with weights.
@@ -98,7 +99,7 @@ def randomization_check(
         raise InputError("stages", "randomization_check", allowed=">= 1", got=stages)
     if not 0 <= bound <= 1:
         raise InputError("bound", "randomization_check", allowed="in [0, 1]", got=bound)
-    make = _maker(method)
+    make, inputs = _maker(method), inputs.to(device_of(model, inputs.device))
     try:
         network = copy.deepcopy(model).eval()
     except Exception as error:

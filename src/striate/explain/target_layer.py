@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.model import get_layer, layer_name
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import LayerError, StriateError
 
 __all__ = ["Grid", "Kind", "TargetLayer", "find_target_layer", "grid_of"]
@@ -97,7 +97,7 @@ def find_target_layer(model: nn.Module, inputs: Tensor, layer: str | nn.Module |
 
     Args:
         model: any classifier.
-        inputs: (N, C, H, W); only the first image is used.
+        inputs: (N, C, H, W); only the first image is used, moved to where the model is.
         layer: path or module; None searches.
 
     Raises:
@@ -107,7 +107,7 @@ def find_target_layer(model: nn.Module, inputs: Tensor, layer: str | nn.Module |
     module = None if layer is None else get_layer(model, layer)
     with torch.inference_mode(False), torch.enable_grad(), inspected(model, warn=False):
         # Detached at the door, so that a graph is built through the whole network from a leaf of our own.
-        image = inputs[:1].detach().clone().requires_grad_()
+        image = inputs[:1].detach().to(device_of(model, inputs.device), copy=True).requires_grad_()
         answers, logits = _answers(model, image)
         if not isinstance(logits, Tensor) or not logits.requires_grad:
             raise LayerError(

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import InputError, ModelError
 
 __all__ = [
@@ -171,7 +171,7 @@ def attention_weights(model: nn.Module, x: Tensor) -> list[LayerAttention]:
 
     Args:
         model: any network; evaluated in eval mode and handed back as it came.
-        x: (B, C, H, W), in the space that the model takes.
+        x: (B, C, H, W), in the space that the model takes; moved to where it is.
 
     Raises:
         ModelError: the network has no self-attention, or one that computes no softmax of Q Kᵀ.
@@ -184,7 +184,7 @@ def attention_weights(model: nn.Module, x: Tensor) -> list[LayerAttention]:
     ]
     try:
         with inspected(model, warn=False):
-            model(x)
+            model(x.to(device_of(model, x.device)))
     finally:
         for hook in hooks:
             hook.remove()

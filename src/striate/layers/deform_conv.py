@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
+from torchvision.ops import deform_conv2d as peer  # also registers the operator that it calls
 
 from striate.engine.native import load_native
 from striate.errors import InputError
@@ -54,7 +55,7 @@ def deform_conv2d(
         stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`.
 
     Returns:
-        (N, C', H', W') in the dtype of ``x``, channels-last in memory.
+        (N, C', H', W') in the dtype of ``x``; on the CPU channels-last in memory.
 
     Raises:
         InputError: sizes that do not fit together.
@@ -72,8 +73,6 @@ def deform_conv2d(
             out = _deform_conv(last, offset.contiguous(), _contiguous(mask), kernel, steps, pads, gaps)
             out = out.permute(0, 3, 1, 2)
         else:
-            from torchvision.ops import deform_conv2d as peer
-
             out = peer(x, offset, weight, None, steps, pads, gaps, mask)
         if bias is not None:
             out = out + bias.to(wide)[:, None, None]
@@ -279,6 +278,12 @@ def _flops(x, offset, mask, weight, *args, out_shape=None, **kwargs) -> int:  # 
     return 2 * out_shape.numel() * weight[1:].numel()
 
 
+@register_flop_formula(torch.ops.torchvision.deform_conv2d)
+def _peer_flops(x, weight, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """The same on CUDA, where torchvision's operator runs."""
+    return 2 * out_shape.numel() * weight[1:].numel()
+
+
 # --------------------------------------------------------------------------------------------- small helpers
 
 
@@ -333,16 +338,12 @@ def _group(columns: Tensor, groups: int, turned: bool = False) -> Tensor:
 
 
 def _peer_forward(x, offset, mask, weight, stride, padding, dilation) -> Tensor:  # type: ignore[no-untyped-def]
-    from torchvision.ops import deform_conv2d as peer
-
     image, weight = (t.permute(0, 3, 1, 2).contiguous() for t in (x, weight))
     out = peer(image, offset, weight, None, tuple(stride), tuple(padding), tuple(dilation), mask)
     return out.permute(0, 2, 3, 1).contiguous()
 
 
 def _peer_backward(grad, x, offset, mask, weight, stride, padding, dilation):  # type: ignore[no-untyped-def]
-    import torchvision  # noqa: F401  (registers the operator)
-
     n, points = x.shape[0], weight.shape[1:3].numel()
     groups, moved = x.shape[3] // weight.shape[3], offset.shape[1] // (2 * points)
     image, above, kernel = (t.permute(0, 3, 1, 2).contiguous() for t in (x, grad, weight))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.engine.model import get_layer
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import InputError, LayerError
 from striate.layers.das import DAS
 
@@ -158,7 +158,7 @@ def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
     Args:
         model: from :func:`insert_attention`; it is evaluated in eval mode and left as it came.
-        x: (N, C, H, W).
+        x: (N, C, H, W); moved to where the model is.
 
     Returns:
         Stage -> (N, H, W), resized to the images bilinearly.
@@ -187,7 +187,7 @@ def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     hooks = [module.register_forward_hook(functools.partial(keep, name)) for name, module in found.items()]
     try:
         with inspected(model, warn=False), torch.no_grad():
-            model(x)
+            model(x.to(device_of(model, x.device)))
     finally:
         for hook in hooks:
             hook.remove()

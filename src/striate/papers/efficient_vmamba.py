@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from striate.data.far_cue import far_cue
 from striate.data.small import default_set
 from striate.engine.macs import count_macs
-from striate.engine.state import seeded
+from striate.engine.state import device_of, seeded
 from striate.engine.train import Recipe, trained
 from striate.layers.atrous_scan import ES2D
 from striate.layers.ss2d import SS2D
@@ -164,10 +164,11 @@ def _micro(name: str) -> nn.Module:
 
 def _measure_accuracy(network: Callable[[], nn.Module], images: Tensor, labels: Tensor) -> dict[str, Any]:
     model = network()
+    device = device_of(model)
     with torch.inference_mode():
-        right = torch.cat([model(x).argmax(1) == y for x, y in zip(images.split(250), labels.split(250), strict=True)])
+        answers = torch.cat([model(x.to(device)).argmax(1).cpu() for x in images.split(250)])
     return {
-        "correct": int(right.sum()),
+        "correct": int((answers == labels).sum()),
         "n": len(labels),
         "parameters": _parameters(model),
         "macs": count_macs(model, images[:1]),
@@ -204,8 +205,9 @@ def _far_network(name: str) -> nn.Module:
 
 def _measure_far(network: Callable[[], nn.Module], test: Any) -> dict[str, Any]:
     model = network()
+    device = device_of(model)
     with torch.inference_mode():
-        right = torch.cat([model(x).argmax(1) for x in test.images.split(100)]) == test.targets
+        right = torch.cat([model(x.to(device)).argmax(1).cpu() for x in test.images.split(100)]) == test.targets
     return {"accuracy": right.float().mean().item()}
 
 

@@ -37,6 +37,7 @@ from striate.data.placed import PlacedObjects, class_cues, placed_objects
 from striate.engine.load import load_model
 from striate.engine.model import Preprocessing, VisionModel
 from striate.engine.record import fingerprint
+from striate.engine.state import device_of
 from striate.engine.stats import Interval, bootstrap_mean, paired_bootstrap
 from striate.engine.train import Loss, Recipe, cross_entropy, trained
 from striate.errors import InputError, RunError
@@ -258,7 +259,8 @@ def _accuracies(model: nn.Module, test: PlacedObjects) -> dict[str, Any]:
         "shifted": (shifted.images, shifted.labels),
     }
     with torch.no_grad():
-        right = {name: int((model(x).argmax(dim=1) == y).sum()) for name, (x, y) in sets.items()}
+        device = device_of(model)
+        right = {name: int((model(x.to(device)).argmax(dim=1).cpu() == y).sum()) for name, (x, y) in sets.items()}
     return {"n": n, "right": right}
 
 

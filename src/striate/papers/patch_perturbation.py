@@ -106,7 +106,7 @@ _SMOKE = replace(
     temperatures=(1.0, 2.0),
     tested=400,
     train=2_000,
-    epochs=(1, 1),
+    epochs=(3, 2),  # on the digits, where there is no Fashion-MNIST, fewer teach nothing
 )
 _PUBLISHED = _Setting(
     grid=PatchGrid(224, 16),
@@ -146,6 +146,8 @@ def run(run: Run) -> None:
     )
     for key, vit, cnn, images, labels in _published(run) if run.scale == "paper" else _small(run, setting):
         models = run.step(f"models/{key}", partial(_measure_models, run, vit, cnn, images, labels, setting.natural))
+        if not models["both_correct"]:
+            raise RunError(f"No image is classified right by both networks of {key}, so there is nothing to perturb.")
         chosen = torch.tensor(models["both_correct"])
         x, y = images[chosen].to(run.device), labels[chosen].to(run.device)
         if run.wants("C1"):

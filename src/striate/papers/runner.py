@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from striate.engine.files import read_json, write_json
 from striate.errors import InputError, RunError
@@ -22,9 +22,6 @@ from striate.papers.catalogue import find_paper, load_reproduction
 from striate.papers.evidence import SET_ASIDE, Evidence, Step, read_evidence
 from striate.papers.recorded import RecordedRun
 from striate.papers.scoreboard import summary
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["NOT_JUDGED", "Outcome", "Row", "VerifiedRow", "judge", "recall", "reproduce", "verify"]
 
@@ -152,6 +149,8 @@ def reproduce(
         InputError: no such paper, claim or scale.
         RunError: a step or a predicate failed; what was measured before stays.
     """
+    from striate.engine.state import find_device
+
     reproduction = key if isinstance(key, Reproduction) else load_reproduction(key)
     paper = find_paper(reproduction.key)
     if scale not in reproduction.seeds:
@@ -161,7 +160,7 @@ def reproduce(
     if root is not None and not root.is_dir():
         raise InputError("data", "reproduce", allowed="a folder that exists", got=str(root))
     chosen = _seeds(reproduction.seeds[scale], seeds)
-    place = _device(device)
+    place = find_device(device, "reproduce")
 
     def perform(folder: Path) -> Evidence:
         run = RecordedRun(scale, chosen, folder, place, wanted, dry_run, root, report, paper=paper.key)
@@ -339,17 +338,3 @@ def _seeds(default: Sequence[int], asked: int | Sequence[int] | None) -> tuple[i
     if not chosen or len(set(chosen)) != len(chosen):
         raise InputError("seeds", "reproduce", allowed="a number, or different seeds", got=list(asked))
     return chosen
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            "device", "reproduce", allowed="one of this machine, as 'cpu'", got=name, hint=reason
-        ) from error
-    return device

@@ -84,7 +84,7 @@ def fgsm(
     Args:
         model: a module or callable that returns (N, classes); evaluated in eval mode, it leaves as it came.
         x: (N, C, H, W). Pixel space: within ``bounds``. Normalised space: for a :class:`striate.VisionModel` pixels too
-            (it normalises inside), for any other model its normalised input.
+            (it normalises inside), for any other model its normalised input. Moved to where the model is.
         y: (N,) classes to leave; None takes the clean prediction. With ``targeted``: classes to reach.
         eps: step in each pixel, >= 0; a number, or a tensor that broadcasts to ``x`` (a per-channel step is (C, 1, 1)).
             In normalised space it is in units of ``std``.
@@ -135,7 +135,7 @@ def fgsm_report(
         raise InputError("y", "fgsm", allowed="given for a targeted attack", got=None)
     if bounds is not None and bounds[0] >= bounds[1]:
         raise InputError("bounds", "fgsm", allowed="(low, high) with low < high, or None", got=bounds)
-    x = check_images(x, "fgsm", bounds if space == "pixel" else None)
+    x = check_images(x, "fgsm", bounds if space == "pixel" else None, model)
     statistics = _statistics(model, x, mean, std)
     wide = torch.float32 if x.dtype in {torch.float16, torch.bfloat16} else x.dtype
     step = _step(eps, x, wide)

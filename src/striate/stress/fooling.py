@@ -63,12 +63,12 @@ def fooling_rate(
 
     Args:
         model: classifier.
-        clean, perturbed: (N, C, H, W), image by image.
+        clean, perturbed: (N, C, H, W), image by image; moved to where the model is.
         y: (N,) true classes.
         evaluated: (N,) bool, further restriction: when models are compared, the images that all of them get right.
         batch_size: of the forward passes.
     """
-    clean = check_images(clean, "fooling_rate")
+    clean = check_images(clean, "fooling_rate", model=model)
     y = check_labels(y, clean, "fooling_rate")
     if perturbed.shape != clean.shape:
         raise InputError(
@@ -76,7 +76,7 @@ def fooling_rate(
         )
     with attacked(model) as forward, torch.no_grad():
         correct = predictions(forward, clean, batch_size) == y
-        wrong = predictions(forward, perturbed, batch_size) != y
+        wrong = predictions(forward, perturbed.to(clean.device), batch_size) != y
     counted = correct if evaluated is None else correct & evaluated.to(correct.device)
     fooled = wrong & counted
     n = int(counted.sum())

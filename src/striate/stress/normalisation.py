@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.engine.check import Check
 from striate.engine.model import VisionModel
-from striate.engine.state import device_of, inspected
+from striate.engine.state import inspected
 from striate.stress.objective import check_images
 
 __all__ = ["normalisation_check"]
@@ -47,7 +47,7 @@ def normalisation_check(model: nn.Module, images: Tensor) -> Check:
     Returns:
         Check with the declared normalisation's divergence; ``passed`` is None where nothing could be decided.
     """
-    images = check_images(images, "normalisation_check", (0.0, 1.0)).to(device_of(model))
+    images = check_images(images, "normalisation_check", (0.0, 1.0), model)
     network, candidates = _candidates(model, images)
     with torch.no_grad(), inspected(model, warn=False):
         layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and _trained(layer)]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from striate.engine.state import inspected
+from striate.engine.state import device_of, inspected
 from striate.errors import InputError, ModelError
 
 __all__ = ["Bounds", "Gradient", "Loss", "attacked", "check_images", "check_labels", "input_gradient", "objective"]
@@ -133,8 +133,11 @@ class _ChannelsLast:
         return self.model(images)
 
 
-def check_images(x: Tensor, owner: str, bounds: Bounds | None = None) -> Tensor:
-    """Return ``x`` detached, or raise :class:`InputError`: not a float batch, not finite, outside ``bounds``."""
+def check_images(x: Tensor, owner: str, bounds: Bounds | None = None, model: object = None) -> Tensor:
+    """Return ``x`` detached, or raise :class:`InputError`: not a float batch, not finite, outside ``bounds``.
+
+    Where ``model`` is a module with parameters or buffers, ``x`` comes back on its device.
+    """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or x.shape[0] == 0:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError("x", owner, allowed="a non-empty float batch (N, C, H, W)", got=got)
@@ -150,7 +153,8 @@ def check_images(x: Tensor, owner: str, bounds: Bounds | None = None) -> Tensor:
             hint="Hand pixels to a model that normalises inside, or give mean and std.",
         )
     with torch.inference_mode(False):  # inside inference mode a copy would be an inference tensor again
-        return x.detach().clone() if x.is_inference() else x.detach()
+        x = x.detach().clone() if x.is_inference() else x.detach()
+        return x.to(device_of(model, x.device)) if isinstance(model, nn.Module) else x
 
 
 def check_labels(y: Tensor, x: Tensor, owner: str) -> Tensor:

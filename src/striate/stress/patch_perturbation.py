@@ -211,7 +211,7 @@ class PatchAttack:
         """Attack images, each in its own cells.
 
         Args:
-            x: (N, C, H, W) floating point in ``bounds``.
+            x: (N, C, H, W) floating point in ``bounds``; moved to where the model is.
             y: (N,) true classes; with ``targeted`` the classes to reach.
             seed: of cells and start; the same seed gives the same cells whatever the model, nested over n.
 
@@ -219,7 +219,7 @@ class PatchAttack:
             InputError: images of another size or range, labels out of range.
             ModelError: no gradient reaches the input.
         """
-        x = check_images(x, "PatchAttack", self.bounds)
+        x = check_images(x, "PatchAttack", self.bounds, self.model)
         y = check_labels(y, x, "PatchAttack")
         _check_size(x, self.grid, "PatchAttack")
         generator = torch.Generator().manual_seed(seed)

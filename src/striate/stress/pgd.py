@@ -41,7 +41,7 @@ def pgd(
 
     Args:
         model: a classifier (N, classes) on ``x`` as it is; pixels in [0, 1] for a :class:`striate.VisionModel`.
-        x: (N, C, H, W) within ``bounds``.
+        x: (N, C, H, W) within ``bounds``; moved to where the model is.
         y: (N,) classes to leave (with ``targeted``: to reach); None takes the clean prediction, one forward more.
         eps: radius of the ball around each image, in the units of ``x``.
         norm: ``"linf"`` or ``"l2"``.
@@ -60,7 +60,7 @@ def pgd(
         InputError: eps < 0, x outside bounds, targeted without y, or a label that is no class.
         ModelError: no (N, classes) scores, or a gradient that is not finite.
     """
-    x = check_images(x, "pgd", bounds)
+    x = check_images(x, "pgd", bounds, model)
     if targeted and y is None:
         raise InputError("y", "pgd", allowed="given for a targeted attack", got=None)
     with attacked(model) as forward:

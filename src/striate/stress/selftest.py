@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from striate.engine.check import Check
 from striate.engine.model import VisionModel
-from striate.engine.state import device_of, inspected
+from striate.engine.state import inspected
 from striate.errors import InputError
 from striate.stress.curve import FGSMCurve, fgsm_curve
 from striate.stress.fgsm import fgsm
@@ -61,7 +61,7 @@ def attack_selftests(
         raise InputError("steps, pgd_images", "attack_selftests", allowed=">= 1", got=(steps, pgd_images))
     mode = _mode(model)
     with inspected(model, warn=False):
-        images = check_images(images, "attack_selftests", (0.0, 1.0)).to(device_of(model))
+        images = check_images(images, "attack_selftests", (0.0, 1.0), model)
         curve = fgsm_curve(model, images, labels, epsilons=epsilons, batch_size=batch_size) if curve is None else curve
         few, y = images[:pgd_images], curve.labels[:pgd_images].to(images.device)
         return [

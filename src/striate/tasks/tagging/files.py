@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from striate.engine.files import read_json, write_bytes, write_json
 from striate.engine.load import load_state_dict, read_weights
+from striate.engine.state import find_device
 from striate.errors import ModelError, StriateError, WeightsError
 from striate.tasks.tagging.network import BiLSTMCNNCRF
 from striate.tasks.tagging.vocabulary import Vocabulary
@@ -61,6 +62,7 @@ def load_tagger(folder: str | Path, *, device: str | torch.device = "cpu") -> tu
     """Read a tagger in eval mode, and how it was trained.
 
     Raises:
+        InputError: no such device on this machine.
         ModelError: there is no tagger in ``folder``, or its description is damaged.
         WeightsError: the weights do not belong to the description.
     """
@@ -82,4 +84,4 @@ def load_tagger(folder: str | Path, *, device: str | torch.device = "cpu") -> tu
     if not weights.is_file():
         raise WeightsError(f"{weights} is missing beside its tagger.json; train it again.")
     load_state_dict(model, read_weights(weights), origin=str(weights))
-    return model.to(device).eval(), found.trained
+    return model.to(find_device(device, "load_tagger")).eval(), found.trained

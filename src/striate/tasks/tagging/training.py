@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from striate.data.tagged import TaggedSentence
 from striate.engine.checkpoint import read_tensors, write_tensors
-from striate.engine.state import device_of, inspected, seeded
+from striate.engine.state import device_of, find_device, inspected, seeded
 from striate.engine.train import Recipe, fit
 from striate.errors import InputError, RunError, SkippedWarning
 from striate.tasks.tagging.metrics import accuracy, span_f1
@@ -75,6 +75,7 @@ def train_tagger(
     Returns:
         The tagger, and one record an epoch.
     """
+    place = find_device(device, "train_tagger")
     recipe = paper_recipe() if recipe is None else recipe
     tags = [_tags_of(sentence) for sentence in train]
     dev_tags = [_tags_of(sentence) for sentence in dev]
@@ -87,7 +88,7 @@ def train_tagger(
     vocabulary = Vocabulary.build((item.tokens for item in train), extra_words, digits_to_zero=digits_to_zero)
     with seeded(recipe.seed):
         model = BiLSTMCNNCRF(vocabulary, _tag_names([*tags, *dev_tags], scheme is not None), vectors=vectors, **network)
-    model.to(device)
+    model.to(place)
     records = fit_tagger(
         model,
         [item.tokens for item in train],
