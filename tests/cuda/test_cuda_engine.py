@@ -248,8 +248,8 @@ def test_latency(device) -> None:
     assert seconds.shape == (5,)
     assert (seconds > 0).all()
     compared = compare_latency(large, small, x, repeats=5)
-    assert compared.ratio > 10
-    assert compare_latency(large, small, x, repeats=3, training=True).ratio > 5
+    assert compared.ratio > 3
+    assert compare_latency(large, small, x, repeats=3, training=True).ratio > 3
     assert device_of(large) == device
 
 

@@ -148,7 +148,11 @@ def test_axioms(device, lite0, photos) -> None:
         for method in AXIOM_METHODS:
             for name in ("score", "sensitivity_error", "conservation_error", "delta", "contribution", "bias_term"):
                 a, b = getattr(found[method], name), getattr(wanted[method], name)
-                assert torch.allclose(a.cpu(), b, rtol=1e-2, atol=1e-3 * float(b.abs().max())), (method, name)
+                # Errors are shares of the score, and rounding's own are some 1e-8.
+                assert torch.allclose(a.cpu(), b, rtol=1e-2, atol=max(1e-6, 1e-3 * float(b.abs().max()))), (
+                    method,
+                    name,
+                )
         assert isinstance(found["xgrad-cam"].to_dict(), dict)
 
 

@@ -139,7 +139,8 @@ def _partition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return log Z, node and edge marginals; the last two empty unless asked for."""
     function = native_chain.partition if native else by_steps
-    return function(unary, pairwise, lengths, marginals)
+    with torch.autocast(unary.device.type, enabled=False):  # the steps are products of matrices, and sums of thousands
+        return function(unary, pairwise, lengths, marginals)
 
 
 @_partition.register_fake
@@ -165,7 +166,8 @@ def _differentiate(ctx: Any, above: Tensor | None, *second: Tensor | None) -> tu
     if above is None:
         return None, None, None, None, None
     node, edges = ctx.saved_tensors
-    to_pairwise = torch.einsum("b,bij->ij", above, edges) if ctx.shared else above[:, None, None, None] * edges
+    to_pairwise = above.view(-1, *[1] * (edges.dim() - 1)) * edges
+    to_pairwise = to_pairwise.sum(dim=0) if ctx.shared else to_pairwise
     return above[:, None, None] * node, to_pairwise, None, None, None
 
 

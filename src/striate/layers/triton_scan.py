@@ -37,8 +37,7 @@ class Tile(NamedTuple):
 def tile(dim: int, groups: int, states: int) -> Tile:
     """Return the tile for a problem; the same forward and backward, whose blocks must agree."""
     padded = triton.next_power_of_2(states)
-    channels = min(triton.next_power_of_2(dim // groups), max(1, 4 // padded))
-    return Tile(channels, padded, max(16, 1024 // (channels * padded)), 4)
+    return Tile(2 if padded <= 32 and dim > groups else 1, padded, max(16, 512 // padded), 4)
 
 
 def available(u: Tensor) -> bool:
@@ -184,22 +183,6 @@ if triton is not None:
         tl.store(last + row[:, None] * states + n[None, :], h, mask=kept)
 
     @triton.jit
-    def _states_before(  # type: ignore[no-untyped-def]
-        u, delta, B, bias, h, log2_decay, row, d, group_rows, at, here, states, length,
-        SOFT: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr,
-    ):  # fmt: skip
-        """States before each step of a block: the scan of what stands one step earlier, read again from the cache."""
-        first = tl.arange(0, STEPS) == 0
-        inside = (~first & (at <= length))[None, :]
-        in_group = (tl.arange(0, STATES) < states)[:, None] & inside
-        x = tl.load(u + row[:, None] * length + (at - 1)[None, :], mask=here[:, None] & inside, other=0.0)
-        B_t = tl.load(B + group_rows + (at - 1)[None, :], mask=in_group, other=0.0)
-        dt, _ = _steps(delta, bias, row, d, at - 1, here, length, SOFT)
-        drive = tl.where(first[None, None, :], h[:, :, None], (dt * x)[:, None, :] * B_t[None, :, :])
-        _, before = tl.associative_scan((tl.exp2(dt[:, None, :] * log2_decay[:, :, None]), drive), 2, _combine)
-        return before
-
-    @triton.jit
     def _backward(  # type: ignore[no-untyped-def]  # noqa: PLR0915
         u, delta, A, B, C, D, bias, starts, dy, dlast, du, ddelta, dA, dB, dC, dD, dbias,
         batch, groups, per_group, parts, states, length, blocks, SOFT: tl.constexpr,
@@ -239,8 +222,10 @@ if triton is not None:
             dt, slope = _steps(delta, bias, row, d, at, here, length, SOFT)
             a = tl.exp2(dt[:, None, :] * log2_decay[:, :, None])
             h = tl.load(starts + (row * blocks + block)[:, None] * states + n[None, :], mask=kept, other=0.0)
-            before = _states_before(
-                u, delta, B, bias, h, log2_decay, row, d, group_rows, at, here, states, length, SOFT, STATES, STEPS
+            driving = (dt * x)[:, None, :]
+            drive = driving * B_t[None, :, :]
+            _, all_h = tl.associative_scan(
+                (a, tl.where((t == 0)[None, None, :], drive + a * h[:, :, None], drive)), 2, _combine
             )
             # Gradient of each state: the same recurrence backwards, with the decay of the step after.
             dt_after, _ = _steps(delta, bias, row, d, at + 1, here, length, SOFT)
@@ -250,15 +235,13 @@ if triton is not None:
             _, G = tl.associative_scan((a_after, driven), 2, _combine, reverse=True)
             carry = tl.sum(tl.where((t == 0)[None, None, :], a * G, 0.0), axis=2)
 
-            turned = G * before * a  # dL/da a
+            turned = G * (all_h - drive)  # dL/da a, for the rest of a state is a times the state before
             through_B = tl.sum(G * B_t[None, :, :], axis=1)
             slow = (tl.sum(turned * decay[:, :, None], axis=1) + through_B * x) * slope
             tl.store(du + row[:, None] * length + at[None, :], through_B * dt + skip[:, None] * dy_t, mask=inside)
             tl.store(ddelta + row[:, None] * length + at[None, :], slow, mask=inside)
-            driving = (dt * x)[:, None, :]
-            states_now = a * before + driving * B_t[None, :, :]
             tl.store(dB + part_rows + at[None, :], tl.sum(G * driving, axis=0), mask=in_group)
-            tl.store(dC + part_rows + at[None, :], tl.sum(dy_t[:, None, :] * states_now, axis=0), mask=in_group)
+            tl.store(dC + part_rows + at[None, :], tl.sum(dy_t[:, None, :] * all_h, axis=0), mask=in_group)
             sum_A += tl.sum(turned * dt[:, None, :], axis=2)
             sum_D += tl.sum(dy_t * x, axis=1)
             sum_bias += tl.sum(tl.where(inside, slow, 0.0), axis=1)

@@ -75,7 +75,8 @@ class EvoBlock(nn.Module):
             return both[:, 1:].transpose(1, 2).reshape(shape), both[:, :1], rating
         assert rating is not None
         kept = int(tokens.shape[1] * self.keep)
-        rating, order = rating.sort(dim=1, descending=True)
+        # A fresh class token attends to all places alike; ties must be broken alike on every device.
+        rating, order = rating.sort(dim=1, descending=True, stable=True)
         tokens = tokens.gather(1, order[..., None].expand_as(tokens))
         rest, weight = tokens[:, kept:], rating[:, kept:, None]
         weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)

@@ -84,7 +84,7 @@ def run(run: Run) -> None:
 
 def _measure_complexity(sides: Sequence[int], repeats: int, device: torch.device) -> dict[str, Any]:
     """Multiplications of one mixer at the first stage's size, and the time of the whole network, in turns."""
-    networks = {"scan": _network(SS2D), "attention": _network(Attention2d)}
+    networks = {"scan": _network(SS2D).to(device), "attention": _network(Attention2d).to(device)}
     rows = []
     for side in sides:
         x, tokens = torch.rand(1, 3, side, side), torch.rand(1, 32, side // 4, side // 4)
@@ -93,7 +93,7 @@ def _measure_complexity(sides: Sequence[int], repeats: int, device: torch.device
             for turn in range(repeats + 1):
                 for name, network in networks.items():
                     start = time.perf_counter()
-                    network.to(device)(x.to(device))
+                    network(x.to(device))
                     if device.type == "cuda":
                         torch.cuda.synchronize(device)
                     if turn:  # the first warms up

@@ -87,7 +87,7 @@ def corrupt(
     rngs = [np.random.default_rng((seed, i)) for i in range(images.shape[0])]
     corrupted = _FUNCTIONS[name](pixels, SEVERITIES[table][name][severity - 1], rngs)
     result = torch.from_numpy(np.clip(corrupted, 0, 255).astype(np.uint8))
-    return result.to(device=images.device).to(images.dtype) / 255
+    return (result.to(images.dtype) / 255).to(images.device)  # divided on the CPU: a GPU rounds its quotients otherwise
 
 
 # Each function takes uint8 (N, C, H, W), the strength and one random stream an image; it returns 0..255.
