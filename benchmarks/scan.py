@@ -5,13 +5,17 @@ the loop is written here after the same formulation), as it stands and with the 
 each step, and autograd then fills a whole tensor with zeros a step; mambapy's parallel scan, the fastest in plain
 PyTorch; and transformers' Mamba layer, whose slow path is what runs without CUDA. "Bytes" is a copy of as many bytes as
 the scan has to read and write at least once: u, delta, y, B, C forward; those inputs, dy and all five gradients
-backward.
+backward. With gradient means forward and backward from a given gradient of y, for both sides alike.
+
+On a GPU (``--device cuda``) ours is the Triton kernel, and mamba-ssm's own kernel is a peer where it is installed; the
+loops are left out.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +26,18 @@ from striate.layers import native_scan
 from striate.layers.selective_scan import selective_scan
 
 SHAPES = {"N=1": (2, 384, 4, 1, 3136), "N=1, L=784": (2, 384, 4, 1, 784), "N=16": (2, 384, 4, 16, 784)}
+LARGE = {"N=1, B=64, L=784": (64, 384, 4, 1, 784), "N=16, B=8, L=3136": (8, 384, 4, 16, 3136)}  # fill a GPU
 
 
-def problem(batch: int, dim: int, groups: int, states: int, length: int) -> list[Tensor]:
+def problem(
+    batch: int, dim: int, groups: int, states: int, length: int, device: str | torch.device = "cpu"
+) -> list[Tensor]:
     g = torch.Generator().manual_seed(0)
     u, delta = (torch.randn(batch, dim, length, generator=g) for _ in range(2))
     A = -torch.arange(1, states + 1.0).repeat(dim, 1)
     B, C = (torch.randn(batch, groups, states, length, generator=g) for _ in range(2))
     D, bias = torch.ones(dim), torch.full((dim,), -3.0)
-    return [tensor.requires_grad_() for tensor in (u, delta, A, B, C, D, bias)]
+    return [tensor.to(device).requires_grad_() for tensor in (u, delta, A, B, C, D, bias)]
 
 
 def coefficients(p: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,12 +80,12 @@ def ours(p: list[Tensor], backend: str = "auto") -> Tensor:
 
 
 def trained(scan: Callable[[list[Tensor]], Tensor], p: list[Tensor]) -> Callable[[], list[Tensor]]:
-    """Forward and backward."""
-    weight = torch.linspace(-1, 1, p[0].numel()).view_as(p[0])
+    """Forward, and backward from one gradient of y."""
+    above = torch.linspace(-1, 1, p[0].numel(), device=p[0].device).view_as(p[0])
 
     def call() -> list[Tensor]:
         y = scan(p)
-        return [y.detach(), *torch.autograd.grad((y * weight).sum(), p)]
+        return [y.detach(), *torch.autograd.grad(y, p, above)]
 
     return call
 
@@ -100,7 +107,7 @@ def copy_of(p: list[Tensor], backward: bool) -> Callable[[], list[Tensor]]:
     streams = [u, delta, u, B, C] + ([u, delta, u, u, delta, B, C, B, C] if backward else [])
     source = torch.cat([tensor.detach().flatten() for tensor in streams])
     half = len(source) // 2  # a copy reads one half and writes the other
-    target = torch.empty(half)
+    target = torch.empty(half, device=source.device)
 
     def call() -> list[Tensor]:
         target.copy_(source[:half])
@@ -138,8 +145,31 @@ def mixer() -> tuple[Any, Tensor, Callable[[Any, Tensor], Tensor]]:
     return layer, torch.randn(2, 784, 192), faster
 
 
+def on_gpu(device: torch.device, repeats: int) -> None:
+    """The Triton kernel against what else runs there."""
+    here = [name for name in ("mambapy", "mamba_ssm") if importlib.util.find_spec(name)]
+    print_head("Selective scan on a GPU, float32, B = 2, D = 384 unless named", here, device)
+    settings: dict[str, Any] = {"difference": difference, "repeats": 5 * repeats, "device": device}
+    rows: list[Row] = []
+    for name, shape in (SHAPES | LARGE).items():
+        p = problem(*shape, device)
+        kernel = trained(partial(ours, backend="triton"), p)
+        rows += compare(f"{name}: our chunked", kernel, trained(partial(ours, backend="chunked"), p), **settings)
+        if "mambapy" in here and shape[3] * shape[4] < 20_000:  # its buffers are 40 GB beyond
+            rows += compare(f"{name}: mambapy pscan", kernel, trained(parallel, p), aim=3, **settings)
+        if "mamba_ssm" in here:
+            peer = trained(partial(ours, backend="mamba-ssm"), p)
+            rows += compare(f"{name}: mamba-ssm's kernel", kernel, peer, **settings)
+        alone = settings | {"difference": lambda *_: 0.0}
+        rows += compare(f"{name}: copy of its bytes", kernel, copy_of(p, backward=True), **alone)
+    print_summary(rows)
+
+
 def main() -> None:
     chosen = options(__doc__ or "")
+    if chosen.device.type != "cpu":
+        on_gpu(chosen.device, chosen.repeats)
+        return
     here = {name for name in ("mambapy", "transformers") if importlib.util.find_spec(name)}
     print_head("Selective scan, float32, B, D, groups, N, L as named", sorted(here))
     print(f"kernel: {native_scan.why_not() or 'compiled C++'}; ours is backend='auto'")

@@ -220,6 +220,22 @@ def test_it_compiles() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_autocast_rounds_nothing(backend: str, shared: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    unary = torch.randn(3, 7, 5, generator=g).requires_grad_()
+    pairwise = torch.randn(*(() if shared else (3, 6)), 5, 5, generator=g).requires_grad_()
+    lengths, found = torch.tensor([7, 3, 1]), []
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            logz = log_partition(unary, pairwise, lengths, backend=backend)
+            found.append([logz, *torch.autograd.grad(logz.sum(), (unary, pairwise))])
+    for plain, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32
+        torch.testing.assert_close(rounded, plain, rtol=0, atol=0)
+
+
 def test_threads_change_nothing() -> None:
     unary, pairwise = (tensor.float() for tensor in scores(40, 60, 9, shared=True, seed=10))
     lengths = torch.randint(1, 61, (40,), generator=torch.Generator().manual_seed(0))
