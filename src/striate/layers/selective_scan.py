@@ -219,8 +219,8 @@ def _(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, dim, length = u.shape
-    blocks = -(-length // native_scan.BLOCK)
-    starts = u.new_empty(batch, dim, blocks, A.shape[1]) if backend == "native" else u.new_empty(0)
+    blocks = -(-length // native_scan.block(A.shape[1]))
+    starts = u.new_empty(batch, blocks, A.shape[1], dim) if backend == "native" else u.new_empty(0)
     return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(batch, dim, A.shape[1]), starts
 
 
