@@ -80,7 +80,7 @@ def ours(p: list[Tensor], backend: str = "auto") -> Tensor:
 
 
 def trained(scan: Callable[[list[Tensor]], Tensor], p: list[Tensor]) -> Callable[[], list[Tensor]]:
-    """Forward, and backward from one gradient of y."""
+    """Forward, and backward from a given gradient of y, as a layer gets it: a loss would add passes of its own."""
     above = torch.linspace(-1, 1, p[0].numel(), device=p[0].device).view_as(p[0])
 
     def call() -> list[Tensor]:

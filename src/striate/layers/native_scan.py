@@ -10,10 +10,13 @@ from torch import Tensor
 
 from striate.engine.native import load_native, why_not_native
 
-__all__ = ["BLOCK", "available", "backward", "forward", "why_not"]
+__all__ = ["available", "backward", "block", "forward", "why_not"]
 
-BLOCK = 128
-"""Steps a block; states at the start of each are kept for the gradient."""
+
+def block(states: int) -> int:
+    """Return after how many steps all states are kept for the gradient: with few states often, for that is faster."""
+    return 16 if states <= 4 else 64
+
 
 _SOURCE = Path(__file__).with_name("native") / "selective_scan.cpp"
 _SMALL = 1 << 15  # below so many states a second thread costs more than it saves
@@ -40,14 +43,14 @@ def forward(
     bias: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y (B, D, L), the last state (B, D, N), and the states at the start of every block (B, D, blocks, N)."""
+    """Return y (B, D, L), the last state (B, D, N), and the states at the start of every block (B, blocks, N, D)."""
     batch, dim, length = u.shape
     states = A.shape[1]
     y = torch.empty(batch, dim, length, dtype=u.dtype)
     last = torch.empty(batch, dim, states, dtype=u.dtype)
-    starts = torch.empty(batch, dim, -(-length // BLOCK), states, dtype=u.dtype)
+    starts = torch.empty(batch, -(-length // block(states)), states, dim, dtype=u.dtype)
     inputs = [_contiguous(tensor) for tensor in (u, delta, A, B, C, D, bias)]
-    sizes = (batch, dim, B.shape[1], states, length)
+    sizes = (batch, dim, B.shape[1], states, length, block(states))
     _call("forward", u.dtype, [*inputs, y, last, starts], sizes, softplus, _threads(u, states))
     return y, last, starts
 
@@ -76,7 +79,7 @@ def backward(
     dB, dC = (torch.zeros(splits, batch, groups, states, length, dtype=u.dtype) for _ in range(2))
     inputs = [_contiguous(tensor) for tensor in (u, delta, A, B, C, D, bias, starts, dy, dlast)]
     tensors = [*inputs, du, ddelta, dA, dB, dC, dD, dbias]
-    _call("backward", u.dtype, tensors, (batch, dim, groups, states, length), softplus, threads, splits)
+    _call("backward", u.dtype, tensors, (batch, dim, groups, states, length, block(states)), softplus, threads, splits)
     return du, ddelta, dA.sum(dim=0), dB.sum(dim=0), dC.sum(dim=0), dD.sum(dim=0), dbias.sum(dim=0)
 
 

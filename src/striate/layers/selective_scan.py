@@ -230,10 +230,12 @@ def _(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, dim, length = u.shape
-    starts = u.new_empty(0)
-    if backend in {"native", "triton"}:
-        steps = native_scan.BLOCK if backend == "native" else triton_scan.tile(dim, B.shape[1], A.shape[1]).steps
-        starts = u.new_empty(batch, dim, -(-length // steps), A.shape[1])
+    starts, states = u.new_empty(0), A.shape[1]
+    if backend == "native":
+        starts = u.new_empty(batch, -(-length // native_scan.block(states)), states, dim)
+    if backend == "triton":
+        steps = triton_scan.tile(dim, B.shape[1], states).steps
+        starts = u.new_empty(batch, dim, -(-length // steps), states)
     return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(batch, dim, A.shape[1]), starts
 
 

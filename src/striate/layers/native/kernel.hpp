@@ -36,26 +36,3 @@ inline float exponential(float x) {
 }
 
 inline double exponential(double x) { return std::exp(x); }
-
-// log(1 + y) for y in [0, 1], as 2 artanh(y / (2 + y)).
-inline float log_one_plus(float y) {
-  const float s = y / (2.0f + y), q = s * s;
-  float p = 1.0f / 15;
-  p = p * q + 1.0f / 13;
-  p = p * q + 1.0f / 11;
-  p = p * q + 1.0f / 9;
-  p = p * q + 1.0f / 7;
-  p = p * q + 1.0f / 5;
-  p = p * q + 1.0f / 3;
-  return 2.0f * (s + s * q * p);
-}
-
-inline double log_one_plus(double y) { return std::log1p(y); }
-
-// softplus(x) and its slope, sigmoid(x), from one exponential.
-template <typename T>
-inline T softplus(T x, T& slope) {
-  const T e = exponential(x > T(0) ? -x : x);
-  slope = (x > T(0) ? T(1) : e) / (T(1) + e);
-  return (x > T(0) ? x : T(0)) + log_one_plus(e);
-}
