@@ -131,7 +131,13 @@ def print_head(title: str, peers: Iterable[str] = (), device: str | torch.device
     """Print the title, machine (the GPU too, if that is the device) and versions, and the head of the table."""
     from importlib import metadata
 
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", *peers))
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "(built from source)"
+
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *peers))
     place = torch.device(device)
     gpu = f"; {torch.cuda.get_device_name(place)}" if place.type == "cuda" else ""
     machine = f"{platform.machine()}, {_processor()}{gpu}"

@@ -55,10 +55,12 @@ def images(n: int = 2, h: int = 64, w: int = 64, seed: int = 0) -> Tensor:
 
 
 def stirred(model: nn.Module) -> nn.Module:
-    """Batch norms that start at 0 would hide what stands before them."""
+    """Batch norms that start at 0 would hide what stands before them, a class token of 0 rates all places alike."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 1.0)
+    if hasattr(model, "cls_token"):
+        nn.init.normal_(model.cls_token)
     return model.eval()
 
 

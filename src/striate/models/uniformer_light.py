@@ -100,7 +100,8 @@ class _RatingAttention(GlobalMHRA):
     def rate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L, C) -> (N, L, C), and the first token's attention to every one, (N, L), averaged over heads."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        seen = (q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).float().softmax(dim=-1).mean(dim=1)
+        seen = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        seen = seen.to(torch.promote_types(seen.dtype, torch.float32)).softmax(dim=-1).mean(dim=1)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), seen[:, 0]
 
 
