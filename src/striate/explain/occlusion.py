@@ -57,15 +57,21 @@ class Occlusion(Explainer):
         baseline = as_baseline(self.baseline, inputs, "Occlusion", self.model).expand_as(inputs)
         rows = _spans(size[0], window[0], stride[0], inputs.device)  # (R, H)
         columns = _spans(size[1], window[1], stride[1], inputs.device)  # (K, W)
-        each = len(rows) * len(columns)
+        windows = [
+            (y, x)
+            for y in _slices(len(rows), window[0], stride[0])
+            for x in _slices(len(columns), window[1], stride[1])
+        ]
+        each = len(windows)
         copies = Copies.of(self.model, inputs, target, "Occlusion", self.batch_size, backward=False, each=each)
         images = inputs.contiguous(memory_format=copies.layout)
         own = copies.own_scores()
         falls = torch.zeros(each, inputs.shape[0], dtype=own.dtype, device=own.device)
         for position, image in pairs(len(falls), inputs.shape[0], copies.batch, inputs.device):
-            row, column = rows[position // len(columns)], columns[position % len(columns)]
-            covered = row[:, None, :, None] & column[:, None, None, :]  # (b, 1, H, W)
-            altered = torch.where(covered, copies.pick(baseline, image), copies.pick(images, image))
+            altered = copies.pick(images, image).clone(memory_format=copies.layout)
+            for copy, cover, place in zip(altered, copies.pick(baseline, image), position.tolist(), strict=True):
+                y, x = windows[place]
+                copy[:, y, x] = cover[:, y, x]
             falls[position, image] = own[image] - copies.scores(altered, image)
         # Windows are products of spans, so the sum over those that cover a pixel is two small matrix products.
         falls = falls.T.view(-1, len(rows), len(columns))
@@ -96,6 +102,10 @@ def _spans(length: int, window: int, stride: int, device: torch.device) -> Tenso
     start = torch.arange(count, device=device)[:, None] * stride
     place = torch.arange(length, device=device)[None, :]
     return (place >= start) & (place < start + window)
+
+
+def _slices(count: int, window: int, stride: int) -> list[slice]:
+    return [slice(start, start + window) for start in range(0, count * stride, stride)]
 
 
 def _order_check(copies: Copies, maps: Tensor, baseline: Tensor) -> Check:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from striate.engine.check import Check
 from striate.errors import InputError
-from striate.explain.base import RawMap, Target, resolve_target
-from striate.explain.cam_base import CamExplainer, Scorer, full_precision, located, row_scores
+from striate.explain.base import RawMap, Target
+from striate.explain.batching import Copies, wide
+from striate.explain.cam_base import CamExplainer, full_precision, located, row_scores
 from striate.explain.tail import respond
 
 __all__ = ["ScoreCAM"]
@@ -50,13 +51,12 @@ class ScoreCAM(CamExplainer):
     def _explain(self, inputs: Tensor, target: Target) -> RawMap:
         module = self._locate(inputs)
         with torch.no_grad():
-            logits, response, layout = respond(self.model, module, inputs)
-            logits, response = logits.detach(), response.detach()
-            resolved = resolve_target(logits, target, "ScoreCAM")
+            response = respond(self.model, module, inputs).leaf.detach()
             layer = located(self.model, module, response, inputs)
             activations = full_precision(layer.to_grid(response))
-            images = inputs.contiguous(memory_format=layout)
-            kept = [self._kept(images, activations, resolved, logits, i) for i in range(len(images))]
+            each = activations.shape[1]
+            copies = Copies.of(self.model, inputs, target, "ScoreCAM", self.batch_size, backward=False, each=each)
+            kept = [self._kept(copies, maps, i) for i, maps in enumerate(activations)]
             weights = torch.stack([scores for scores, _ in kept]).to(activations.dtype).softmax(dim=1)
         effective = (-(weights * weights.clamp_min(1e-30).log()).sum(dim=1)).exp()
         fewest, k = float(effective.min()), weights.shape[1]
@@ -65,7 +65,7 @@ class ScoreCAM(CamExplainer):
         )
         return RawMap(
             map=self._weighted(weights, activations),
-            target=resolved,
+            target=copies.target,
             check=Check("not one channel", fewest >= 2 or k < 2, statement, fewest, 2.0),
             layer=layer.name,
             weights=weights,
@@ -73,22 +73,24 @@ class ScoreCAM(CamExplainer):
             notes={"effective_channels": effective.tolist(), "masked_images": [passes for _, passes in kept]},
         )
 
-    def _kept(
-        self, inputs: Tensor, activations: Tensor, target: Tensor | Scorer, logits: Tensor, i: int
-    ) -> tuple[Tensor, int]:
-        """Return S(X * H_k) (K,) of image i, and how many forward passes it took."""
-        maps, image = activations[i], inputs[i : i + 1]
+    def _kept(self, copies: Copies, maps: Tensor, i: int) -> tuple[Tensor, int]:
+        """Return S(X * H_k) (K,) of image i, whose feature maps are ``maps`` (K, h, w), and how many images it took."""
+        image = copies.inputs[i : i + 1].contiguous(memory_format=copies.layout)
         size = (image.shape[-2], image.shape[-1])
+
+        def scores(masked: Tensor) -> Tensor:
+            return row_scores(wide(copies.answers(masked)), copies.target, copies.logits, i)
+
         # A constant map masks everything; all of these share the score of the blank image.
         live = (maps.amax(dim=(1, 2)) > maps.amin(dim=(1, 2))).nonzero()[:, 0]
-        kept = torch.empty(len(maps), dtype=logits.dtype, device=logits.device)
+        kept = copies.logits.new_empty(len(maps))
         if len(live) < len(maps):
-            kept[:] = row_scores(self.model(torch.zeros_like(image)), target, logits, i)
-        for channels in live.split(self.batch_size):
+            kept[:] = scores(torch.zeros_like(image))
+        for channels in live.split(copies.batch):
             upsampled = F.interpolate(
                 maps[channels, None], size=size, mode="bilinear", align_corners=self.align_corners or None
             )
             low, high = upsampled.amin(dim=(2, 3), keepdim=True), upsampled.amax(dim=(2, 3), keepdim=True)
             masks = upsampled.sub_(low).div_((high - low).clamp_min(torch.finfo(maps.dtype).tiny))
-            kept[channels] = row_scores(self.model(masks.to(image.dtype) * image), target, logits, i)
+            kept[channels] = scores(masks.to(image.dtype) * image)
         return kept, len(live) + (len(live) < len(maps))
