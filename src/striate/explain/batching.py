@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Self, TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from striate.engine.check import Check
 from striate.engine.model import VisionModel
+from striate.engine.pages import keep_pages
 from striate.errors import InputError, ModelError
 from striate.explain.base import Target, resolve_target, score
 from striate.explain.folding import FoldedNorms
@@ -36,7 +36,7 @@ the preprocessing's mean for a :class:`striate.VisionModel`, which takes pixels,
 T = TypeVar("T")
 
 # Measured on two x86 cores with EfficientNet-Lite0 and ResNet-18 at 224 x 224, with and without a graph. From 6 images
-# on the responses of Lite0 (5 MB an image) are beyond what _keep_pages can have kept: a tenth to a fifth more time.
+# on the responses of Lite0 (5 MB an image) are beyond what keep_pages can have kept: a tenth to a fifth more time.
 # ResNet-18 would be 5 % faster with 8.
 _CPU_PIXELS = 4 * 224 * 224
 _ACCELERATOR_PIXELS = {False: 64 * 224 * 224, True: 32 * 224 * 224}
@@ -193,7 +193,7 @@ def laid_out(run: Callable[[torch.memory_format], T], inputs: Tensor) -> tuple[T
         inputs: what says which layouts are worth trying: on a CPU float32 convolutions are faster channels-last.
     """
     if inputs.device.type == "cpu" and inputs.dtype == torch.float32:
-        _keep_pages()
+        keep_pages()
         try:
             return run(torch.channels_last), torch.channels_last
         except RuntimeError:
@@ -248,17 +248,6 @@ def reliability_check(*halves: Tensor) -> Check:
         reliable,
         0.7,
     )
-
-
-@cache
-def _keep_pages() -> None:
-    """Have the C library keep the memory of responses for the next call, where it would give it back to the system.
-
-    glibc keeps freed memory up to twice the largest block of at most 32 MiB that was freed so far. So one is freed,
-    which is never written to. In a process that did nothing else before, occlusion on EfficientNet-Lite0 then takes a
-    quarter less time, which went into fetching zeroed pages. Other C libraries have other rules; there it does nothing.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _in_batches(model: nn.Module, images: Tensor, batch: int, layout: torch.memory_format) -> Tensor:

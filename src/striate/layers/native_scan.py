@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from striate.engine.native import load_native, why_not_native
+from striate.engine.pages import keep_pages
 
 __all__ = ["available", "backward", "block", "forward", "why_not"]
 
@@ -44,6 +45,7 @@ def forward(
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, D, L), the last state (B, D, N), and the states at the start of every block (B, blocks, N, D)."""
+    keep_pages()
     batch, dim, length = u.shape
     states = A.shape[1]
     y = torch.empty(batch, dim, length, dtype=u.dtype)
