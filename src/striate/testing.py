@@ -221,8 +221,9 @@ def check_layer(layer: nn.Module, x: Tensor, *, gradcheck: bool = True) -> None:
 def check_model(model: nn.Module, x: Tensor, *, classes: int | None = None) -> None:
     """Hold a classifier to the contract.
 
-    (N, classes) finite logits; every trainable parameter gets a finite gradient; batch 1; alone as in a batch;
-    channels_last; state dict round trip; finite under bfloat16 autocast; ``forward`` changes nothing in eval mode.
+    (N, classes) finite logits; every trainable parameter gets a finite gradient; batch 1; logits and the gradient by an
+    image alone as in a batch; channels_last; state dict round trip; finite under bfloat16 autocast; ``forward`` changes
+    nothing in eval mode.
 
     Args:
         model: any classifier.
@@ -243,6 +244,10 @@ def check_model(model: nn.Module, x: Tensor, *, classes: int | None = None) -> N
         _promise(torch.equal(copied(x), y), "the same logits after a state dict round trip")
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             _promise(bool(torch.isfinite(model(x)).all()), "finite logits under bfloat16 autocast")
+    together, *alone = (_image_gradients(model, part) for part in (x, *x.split(1)))
+    apart = torch.linalg.vector_norm(torch.cat(alone) - together) / torch.linalg.vector_norm(together).clamp_min(1e-30)
+    # A kink of an activation may be met on the other side.
+    _promise(float(apart) < 0.05, f"the same gradient by an image alone and in a batch; {float(apart):.1%} apart")
     F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long, device=x.device)).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -260,6 +265,12 @@ def sample_network() -> Sample:
             for _ in range(3):
                 model(torch.rand(8, 3, 16, 16))
     return model.eval()
+
+
+def _image_gradients(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+    return gradient
 
 
 def _images() -> Tensor:

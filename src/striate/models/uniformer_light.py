@@ -75,8 +75,7 @@ class EvoBlock(nn.Module):
             return both[:, 1:].transpose(1, 2).reshape(shape), both[:, :1], rating
         assert rating is not None
         kept = int(tokens.shape[1] * self.keep)
-        # A fresh class token attends to all places alike; ties must be broken alike on every device.
-        rating, order = rating.sort(dim=1, descending=True, stable=True)
+        rating, order = rating.sort(dim=1, descending=True)
         tokens = tokens.gather(1, order[..., None].expand_as(tokens))
         rest, weight = tokens[:, kept:], rating[:, kept:, None]
         weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
@@ -86,7 +85,9 @@ class EvoBlock(nn.Module):
         rating = torch.cat([torch.lerp(rating[:, :kept], seen[:, 1:-1], self.trade_off), rating[:, kept:]], dim=1)
         back = order.sort(dim=1).indices
         tokens = torch.cat([few[:, 1:-1], rest], dim=1).gather(1, back[..., None].expand_as(tokens))
-        return tokens.transpose(1, 2).reshape(shape), few[:, :1], rating.gather(1, back)
+        # A copy in plain order: gathering gives a single image a stride that PyTorch's batch norm gets wrong backwards.
+        x = tokens.transpose(1, 2).reshape(shape).clone(memory_format=torch.contiguous_format)
+        return x, few[:, :1], rating.gather(1, back)
 
     def _mix(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens after both branches, what the branches added before any was dropped, the class token's attention."""
