@@ -77,7 +77,8 @@ class DAS(nn.Module):
         self.channels, self.return_gate = channels, return_gate
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, r, 1, bias=False)
-        self.compressed_norm = nn.InstanceNorm2d(r)
+        # One group a channel is the instance norm; PyTorch's own has a wrong gradient for a single channels-last image.
+        self.compressed_norm = nn.GroupNorm(r, r, affine=False)
         self.deform = DeformConv2d(
             r,
             r if deform == "separable" else channels,
