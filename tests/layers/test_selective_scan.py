@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from striate.engine.macs import count_macs
 from striate.errors import InputError, UnstableWarning
-from striate.layers import native_scan
+from striate.layers import native_scan, triton_scan
+from striate.layers import selective_scan as module
 from striate.layers.linear_scan import linear_scan
-from striate.layers.selective_scan import selective_scan, selective_state_update
+from striate.layers.selective_scan import best_backend, selective_scan, selective_state_update
 
 HERE = [
     name for name in ("sequential", "chunked", "associative", "native") if name != "native" or native_scan.available()
@@ -272,6 +273,22 @@ def test_refusals(change: dict[str, object], words: str) -> None:
         selective_scan(**{key: value[..., :0] if value.dim() > 2 else value for key, value in problem().items()})
     with pytest.raises(InputError, match="state"):
         selective_state_update(torch.zeros(2, 6, 2), *(torch.zeros(2, 6) for _ in range(2)), *([torch.zeros(6, 3)] * 3))
+
+
+def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    class Wide(OnGPU):
+        dtype = torch.float64
+
+    ours = "triton" if triton_scan.available(OnGPU()) else "chunked"
+    monkeypatch.setattr(module, "_mamba_ssm_kernel", lambda: None)
+    assert (best_backend(OnGPU()), best_backend(Wide())) == (ours, "chunked")
+    monkeypatch.setattr(module, "_mamba_ssm_kernel", lambda: object())
+    assert (best_backend(OnGPU()), best_backend(Wide())) == ("mamba-ssm", "chunked")
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert best_backend(OnGPU()) == ours  # mamba-ssm adds in any order
 
 
 def test_growing_states_are_warned_of() -> None:
