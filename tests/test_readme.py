@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from striate.cli import app
 from striate.data import small
+from striate.engine.packages import find
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -26,6 +27,8 @@ def test_the_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         n = few[train]
         return small.LabelledImages(data.images[:n], data.labels[:n], data.class_names, data.origin)
 
+    if "mobilenet-v2" in code and find("mobilenet-v2") is None:
+        pytest.skip("MobileNetV2's weights: striate data fetch mobilenet-v2")
     if "fit(" in code:
         monkeypatch.setattr(small, "default_set", part)
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from striate.data.small import fashion_mnist_folder
 from striate.papers.base import Run
 from striate.papers.fgsm_patch import REPRODUCTION
 
@@ -106,6 +107,7 @@ def test_claims_that_need_two_networks_say_so(steps):
     assert PREDICATES["C4"](alone).verdict == "not testable here"
 
 
+@pytest.mark.skipif(fashion_mnist_folder(train=True) is None, reason="fashion-mnist: striate data fetch fashion-mnist")
 def test_smoke_runs_every_step_and_every_predicate(tmp_path):
     """Trains a network on 2,000 images and loads the embedded one: about 10 seconds on a free core."""
     run = Run("smoke", REPRODUCTION.seeds["smoke"], tmp_path, torch.device("cpu"))
