@@ -65,17 +65,16 @@ def forward(
     D: Tensor | None,
     bias: Tensor | None,
     softplus: bool,
-    chosen: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, D, L), the last state (B, D, N), and the states at the start of every block (B, D, blocks, N)."""
     batch, dim, length = u.shape
     groups, states = B.shape[1], A.shape[1]
-    chosen = chosen or tile(dim, groups, states)
+    chosen = tile(dim, groups, states)
     y = torch.empty(batch, dim, length, dtype=u.dtype, device=u.device)
     last = u.new_empty(batch, dim, states)
     starts = u.new_empty(batch, dim, -(-length // chosen.steps), states)
     parts = -(-(dim // groups) // chosen.channels)
-    tensors = [_contiguous(tensor) for tensor in (u, delta, A, B, C, D, bias)]
+    tensors = [tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, bias)]
     with torch.cuda.device_of(u):
         _forward[batch * groups * parts,](
             *tensors, y, last, starts, groups, dim // groups, parts, states, length, starts.shape[2], softplus,
@@ -96,27 +95,24 @@ def backward(
     bias: Tensor | None,
     starts: Tensor,
     softplus: bool,
-    chosen: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, delta, A, B, C, D and bias."""
     batch, dim, length = u.shape
     groups, states = B.shape[1], A.shape[1]
-    chosen = chosen or tile(dim, groups, states)
+    chosen = tile(dim, groups, states)
     parts = -(-(dim // groups) // chosen.channels)
     du, ddelta = (torch.empty(batch, dim, length, dtype=u.dtype, device=u.device) for _ in range(2))
     dA, dD, dbias = (u.new_empty(batch, dim, *rest) for rest in ((states,), (), ()))
     dB, dC = (u.new_empty(parts, batch, groups, states, length) for _ in range(2))
-    tensors = [_contiguous(tensor) for tensor in (u, delta, A, B, C, D, bias, starts, dy, dlast)]
+    tensors = [
+        tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, bias, starts, dy, dlast)
+    ]
     with torch.cuda.device_of(u):
         _backward[batch * groups * parts,](
             *tensors, du, ddelta, dA, dB, dC, dD, dbias, batch, groups, dim // groups, parts, states, length,
             starts.shape[2], softplus, *chosen[:3], num_warps=chosen.warps,
         )  # fmt: skip
     return du, ddelta, dA.sum(dim=0), dB.sum(dim=0), dC.sum(dim=0), dD.sum(dim=0), dbias.sum(dim=0)
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
 
 
 if triton is not None:
