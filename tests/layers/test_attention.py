@@ -153,7 +153,7 @@ def test_every_attention_is_found_and_temperature_one_changes_nothing(case: tupl
     with smooth_attention(model, 1.0) as smoothed:
         assert smoothed.count == count == len(smoothed.layers)
         # Rounding alone: PyTorch's attention and the one written out add in another order, layer after layer.
-        torch.testing.assert_close(model(x), clean, atol=1e-4 * float(clean.abs().max()), rtol=0)
+        torch.testing.assert_close(model(x), clean, atol=5e-5 * float(clean.abs().max()), rtol=0)
     assert torch.equal(model(x), clean)  # and nothing stays behind
 
 
