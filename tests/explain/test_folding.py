@@ -108,7 +108,7 @@ def test_what_is_hooked_computed_or_without_statistics_is_left_alone():
 
 
 def of(model: nn.Module, images: torch.Tensor, each: int = 64) -> Copies:
-    return Copies.of(model, images, 1, "test", None, backward=False, each=each)
+    return Copies.of(model, images, 1, "test", None, backward=True, each=each)
 
 
 def test_copies_are_run_folded_where_there_are_many():

@@ -16,8 +16,10 @@ from striate.engine.pages import keep_pages
 from striate.errors import InputError, ModelError
 from striate.explain.base import Target, resolve_target, score
 from striate.explain.folding import FoldedNorms
+from striate.explain.packing import PackedConvolutions, can_pack
 
 __all__ = [
+    "ROUNDING",
     "Baseline",
     "Copies",
     "as_baseline",
@@ -46,7 +48,7 @@ _LARGEST = 256
 # about two forward passes, and folding saves a fifteenth (ResNet-18) to a quarter (EfficientNet-Lite0) of each. A copy
 # with its gradient takes more than two forward passes, and saves as large a share of them.
 _MANY = {False: 32, True: 16}
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 """Difference of the folded network's scores from its own, as a share of the largest, that is rounding."""
 
 
@@ -61,7 +63,8 @@ class Copies:
         logits: (N, classes) of the images themselves, at least float32.
         batch: copies in one call.
         layout: memory format in which copies are handed to the model.
-        norms: inside it the model runs with its batch norms folded, where that pays.
+        norms: inside it the model runs with batch norms folded and, without a gradient, on packed weights, where that
+            pays.
     """
 
     model: nn.Module
@@ -110,17 +113,23 @@ class Copies:
         foldable = (
             inputs.device.type == "cpu" and inputs.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         )
-        return plain.folded() if foldable and each >= _MANY[backward] else plain
+        return plain.folded(packed=not backward) if foldable and each >= _MANY[backward] else plain
 
-    def folded(self) -> Self:
-        """Return these with batch norms folded, or these where that does not give the network's own scores."""
-        norms = FoldedNorms(self.model, self.layout)
+    def folded(self, *, packed: bool) -> Self:
+        """Return these with batch norms folded, or these where that does not give the network's own scores.
+
+        Args:
+            packed: whether convolutions also run on packed weights, which give no gradient.
+        """
+        norms: FoldedNorms | PackedConvolutions = FoldedNorms(self.model, self.layout)
+        if packed and can_pack() and self.layout == torch.channels_last:
+            norms = PackedConvolutions(self.model, norms)
         if not norms:
             return self
         with torch.no_grad(), norms:
             logits = _in_batches(self.model, self.inputs, self.batch, self.layout)
         apart = (logits - self.logits).abs().amax(dim=1)
-        same = bool((apart <= _ROUNDING * self.logits.abs().amax(dim=1)).all())
+        same = bool((apart <= ROUNDING * self.logits.abs().amax(dim=1)).all())
         return replace(self, logits=logits, norms=norms) if same else self
 
     def target_of(self, images: Tensor) -> Tensor | Callable[[Tensor], Tensor]:

@@ -14,6 +14,7 @@ from striate.engine.check import Check
 from striate.errors import InputError
 from striate.explain.base import Explainer, RawMap, Target
 from striate.explain.batching import Baseline, Copies, as_baseline, full_precision, pairs
+from striate.explain.windowed import Windowed
 
 __all__ = ["Occlusion"]
 
@@ -57,29 +58,27 @@ class Occlusion(Explainer):
         baseline = as_baseline(self.baseline, inputs, "Occlusion", self.model).expand_as(inputs)
         rows = _spans(size[0], window[0], stride[0], inputs.device)  # (R, H)
         columns = _spans(size[1], window[1], stride[1], inputs.device)  # (K, W)
-        windows = [
-            (y, x)
-            for y in _slices(len(rows), window[0], stride[0])
-            for x in _slices(len(columns), window[1], stride[1])
-        ]
-        each = len(windows)
+        tops, lefts = torch.arange(len(rows)) * stride[0], torch.arange(len(columns)) * stride[1]
+        corners = torch.cartesian_prod(tops, lefts)
+        each = len(corners)
         copies = Copies.of(self.model, inputs, target, "Occlusion", self.batch_size, backward=False, each=each)
-        images = inputs.contiguous(memory_format=copies.layout)
+        covered = Windowed(copies, baseline, window, corners)
         own = copies.own_scores()
         falls = torch.zeros(each, inputs.shape[0], dtype=own.dtype, device=own.device)
-        for position, image in pairs(len(falls), inputs.shape[0], copies.batch, inputs.device):
-            altered = copies.pick(images, image).clone(memory_format=copies.layout)
-            for copy, cover, place in zip(altered, copies.pick(baseline, image), position.tolist(), strict=True):
-                y, x = windows[place]
-                copy[:, y, x] = cover[:, y, x]
-            falls[position, image] = own[image] - copies.scores(altered, image)
+        for image, position in pairs(inputs.shape[0], each, covered.batch, inputs.device):
+            falls[position, image] = own[image] - covered.scores(image, corners[position.cpu()])
         # Windows are products of spans, so the sum over those that cover a pixel is two small matrix products.
         falls = falls.T.view(-1, len(rows), len(columns))
         down, across = rows.to(falls.dtype), columns.to(falls.dtype)
         count = down.sum(dim=0)[:, None] * across.sum(dim=0)[None, :]
         with full_precision(falls.device):
             maps = torch.einsum("rh,nrk,kw->nhw", down, falls, across) / count
-        notes = {"window": list(window), "stride": list(stride), "windows": falls[0].numel()}
+        notes = {
+            "window": list(window),
+            "stride": list(stride),
+            "windows": falls[0].numel(),
+            "crops_up_to": covered.layer,
+        }
         return RawMap(maps, copies.target, _order_check(copies, maps, baseline), notes=notes)
 
     def _geometry(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -102,10 +101,6 @@ def _spans(length: int, window: int, stride: int, device: torch.device) -> Tenso
     start = torch.arange(count, device=device)[:, None] * stride
     place = torch.arange(length, device=device)[None, :]
     return (place >= start) & (place < start + window)
-
-
-def _slices(count: int, window: int, stride: int) -> list[slice]:
-    return [slice(start, start + window) for start in range(0, count * stride, stride)]
 
 
 def _order_check(copies: Copies, maps: Tensor, baseline: Tensor) -> Check:

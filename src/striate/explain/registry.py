@@ -114,7 +114,7 @@ METHODS: dict[str, MethodInfo] = {
             forwards=303,
             backwards=300,
         ),
-        _method("occlusion", "occlusion:Occlusion", "perturbation", forwards=172),
+        _method("occlusion", "occlusion:Occlusion", "perturbation", forwards=173),
     )
 }
 """Name -> :class:`MethodInfo`."""
