@@ -229,11 +229,6 @@ class EfficientVMamba(PooledClassifier):
         x = self.drop(x.mean(dim=(2, 3)))
         return x if pre_logits else self.classifier["head"](x)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the scan's own parameters; the authors decayed ``A_logs`` and ``dt_projs_bias`` (matrices)."""
-        names = ("A_logs", "Ds", "dt_projs_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
-
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Map an authors' checkpoint to our names.

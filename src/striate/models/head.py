@@ -51,6 +51,11 @@ class PooledClassifier(nn.Module):
         """Trade time for memory in training."""
         self.grad_checkpointing = enable
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters of selective scans; the authors decayed the matrices (A_logs, dt_projs_bias)."""
+        names = ("A_logs", "Ds", "dt_projs_bias")
+        return {name for name, _ in self.named_parameters() if name.endswith(names)}
+
     def _new_head(self) -> nn.Module:
         head = nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
         init_linear(head)

@@ -217,11 +217,6 @@ class MobileMamba(PooledClassifier):
     def _new_head(self) -> nn.Module:
         return BNLinear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the scans' own parameters; the authors decayed ``A_logs`` and ``dt_projs_bias`` (matrices)."""
-        names = ("A_logs", "Ds", "dt_projs_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
-
 
 def _sandwich(dim: int) -> nn.Sequential:
     return nn.Sequential(Residual(ConvBN(dim, dim, 3, groups=dim)), Residual(FFN(dim)))

@@ -140,11 +140,6 @@ class VMamba(PooledClassifier):
         x = drop(x.mean(dim=(2, 3)))
         return x if pre_logits else head(x)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the scan's own parameters; the authors decayed those that are matrices (A_logs, dt_projs_bias)."""
-        names = ("A_logs", "Ds", "dt_projs_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
-
 
 def _stem(in_chans: int, dim: int, vanilla: bool) -> nn.Sequential:
     """The indices are those of the authors' stems, which have permutations in between."""
