@@ -3,6 +3,7 @@
 Paper: Zeiler and Fergus 2013 (arXiv 1311.2901). They cover with grey and look at the probability; here it is the score
 (the logit; give a callable target for anything else) and any baseline. A pixel's value is the mean fall over the
 windows that cover it, as in captum, which agrees to rounding (see the tests) and covers one window a call by default.
+On a CPU the lower layers run on crops around the windows (:mod:`striate.explain.windowed`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Occlusion(Explainer):
         stride: step of the window, likewise; None is half the window, rounded up. No larger than the window, so that
             every pixel is covered. The last window of a row or column is cut at the border.
         baseline: what covers, see :data:`striate.explain.batching.Baseline`.
-        batch_size: covered copies in one call of the model; None chooses by image size and device.
+        batch_size: covered copies in one call of the model, twice as many where only its upper layers run; None chooses
+            by image size and device.
     """
 
     name = "occlusion"
