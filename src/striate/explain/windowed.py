@@ -5,9 +5,9 @@ on a crop around the window, what changed there is laid over the layer's respons
 that. (Nakandala, Kumar and Papakonstantinou 2019, "Krypton", do so layer by layer; here one layer divides the network,
 which leaves it to run as it is written.)
 
-What a layer sees is found by running the network on the image with one pixel that is not a number: what has seen it is
-no number either, whatever the layers are. After attention or a pooled gate that is everything, and nothing is gained.
-Whether crops give the network's own scores is measured before they are used.
+What a layer sees is found by running the network on the image with a few pixels that are not numbers: what has seen
+one is no number either, whatever the layers are. After attention or a pooled gate that is everything, and nothing is
+gained. Whether crops give the network's own scores is measured before they are used.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _WORTH = 0.1
 """Share of the network's work that has to be saved: finding the layer and comparing scores costs several passes."""
 _NUMBER = 50
 """Multiplications that take as long as writing one number, in order of magnitude, on two x86 cores."""
+_PROBE = 16
+"""Pixels that are not numbers, along each side; the step of a layer that is worth dividing at is no longer."""
 _MANY = 32
 """Copies from which on it pays to look for the layer."""
 
@@ -46,75 +48,94 @@ class Windowed:
         corners: (M, 2) first rows and columns of the windows to come; a window may end beyond the image.
 
     Attributes:
-        layer: path of the layer up to which crops are run; None where whole copies are.
         batch: how many copies are best handed to :meth:`scores` at once.
     """
 
     def __init__(self, copies: Copies, shown: Tensor, window: tuple[int, int], corners: Tensor) -> None:
         self._copies, self._shown, self._window = copies, shown, window
         self._images = copies.inputs.contiguous(memory_format=copies.layout)
-        self._lower: _Lower | None = None
-        self.layer: str | None = None
+        self._layer: _Layer | None = None
+        self._tail: tuple[int, Tail] | None = None
         self.batch = copies.batch
         cpu = self._images.device.type == "cpu"  # where it was measured
         if cpu and len(corners) * len(self._images) >= _MANY:
             with torch.no_grad(), copies.norms:
                 layer = _best_layer(copies, self._images, window)
-            if layer is not None:
-                self._use(layer, corners)
+            if layer is not None and self._gives_own_scores(layer, corners):
+                self._layer = layer
+                self.batch *= max(1, self._images[0, 0].numel() // (layer.down.crop * layer.across.crop))
+
+    @property
+    def layer(self) -> str | None:
+        """Path of the layer up to which crops are run; None where whole copies are."""
+        return None if self._layer is None else layer_name(self._copies.model, self._layer.module)
 
     def scores(self, images: Tensor, corners: Tensor) -> Tensor:
-        """Return (b,) scores of copies, one of each of ``images`` (b,), with windows at ``corners`` (b, 2)."""
-        if self._lower is None:
-            whole = (self._images.shape[-2], self._images.shape[-1])
-            return self._copies.scores(self._altered(images, corners, torch.zeros_like(corners), whole), images)
-        with torch.no_grad(), self._copies.norms:
-            return self._copies.score(self._logits(self._lower, images, corners), images)
+        """Return (b,) scores of copies, one of each of ``images`` (b,), with windows at ``corners`` (b, 2).
 
-    def _use(self, layer: _Layer, corners: Tensor) -> None:
-        """Run crops up to ``layer`` from now on, if they give the network's own scores at three of the places."""
+        With crops it is best to ask image by image: the network is recorded on each anew.
+        """
+        with torch.no_grad():
+            if self._layer is None:
+                return self._copies.score(self._whole(images, corners), images)
+            with self._copies.norms:
+                return self._copies.score(self._cropped(self._layer, images, corners), images)
+
+    def _gives_own_scores(self, layer: _Layer, corners: Tensor) -> bool:
+        """Whether crops up to ``layer`` give the network's own scores at three of the places."""
         some = corners[[0, len(corners) // 2, -1]]
-        images = torch.arange(3) % len(self._images)
-        own = self.scores(images, some)
-        try:
-            with torch.no_grad(), self._copies.norms:
-                lower = _Lower(layer, Tail(self._copies.model, layer.module, self._images))
-                logits = self._logits(lower, images, some)
-        except (RuntimeError, ValueError, IndexError, AssertionError, StriateError):
-            return  # a network that takes images of one size, say
-        apart = (self._copies.score(logits, images) - own).abs()
-        if lower.tail.exact and bool((apart <= ROUNDING * self._copies.logits.abs().max()).all()):
-            self._lower, self.layer = lower, layer_name(self._copies.model, layer.module)
-            self.batch *= max(1, self._images[0, 0].numel() // (layer.down.crop * layer.across.crop))
+        images = torch.arange(3).clamp_max(len(self._images) - 1)
+        with torch.no_grad():
+            own = self._whole(images, some)
+            try:
+                with self._copies.norms:
+                    apart = (self._cropped(layer, images, some) - own).abs().amax(dim=1)
+            except (RuntimeError, ValueError, IndexError, AssertionError, StriateError):
+                return False  # a network that takes images of one size, say
+        rounding = ROUNDING * own.abs().amax(dim=1)
+        told = bool(((own - self._copies.logits[images]).abs().amax(dim=1) > rounding).any())  # a window does something
+        return told and bool((apart <= rounding).all()) and self._tail is not None and self._tail[1].exact
 
-    def _logits(self, lower: _Lower, images: Tensor, corners: Tensor) -> Tensor:
-        down, across = lower.layer.down, lower.layer.across
-        places = [(down.place(y), across.place(x)) for y, x in corners.tolist()]
+    def _whole(self, images: Tensor, corners: Tensor) -> Tensor:
+        """Return logits, from whole copies."""
+        size = (self._images.shape[-2], self._images.shape[-1])
+        return self._copies.answers(self._altered(images, corners, torch.zeros_like(corners), size))
+
+    def _cropped(self, layer: _Layer, images: Tensor, corners: Tensor) -> Tensor:
+        """Return logits, from crops up to ``layer``."""
+        places = [(layer.down.place(y), layer.across.place(x)) for y, x in corners.tolist()]
         starts = torch.tensor([(rows.start, columns.start) for rows, columns in places])
-        crops = self._altered(images, corners, starts, (down.crop, across.crop))
-        changed = _response(self._copies.model, lower.layer.module, crops)
+        crops = self._altered(images, corners, starts, (layer.down.crop, layer.across.crop))
+        changed = _response(self._copies.model, layer.module, crops)
         logits = []
         for part in _runs(images, 2 * self._copies.batch):  # responses above are smaller than images
-            image = int(images[part[0]])
-            response = lower.tail.response[image]
-            responses = response.expand(len(part), *response.shape).clone()
-            for whole, i in zip(responses, part, strict=True):
+            tail = self._tail_on(int(images[part[0]]), layer)
+            responses = tail.response.expand(len(part), *tail.response.shape[1:]).clone()
+            for response, i in zip(responses, part, strict=True):
                 rows, columns = places[i]
-                whole[:, rows.changed, columns.changed] = changed[i][:, rows.of_crop, columns.of_crop]
-            logits.append(lower.tail(responses, image))
+                response[:, rows.changed, columns.changed] = changed[i][:, rows.of_crop, columns.of_crop]
+            logits.append(tail(responses, 0))
         return torch.cat(logits)
+
+    def _tail_on(self, image: int, layer: _Layer) -> Tail:
+        """Return what runs above ``layer``, recorded on one image: on all, it would keep all lower responses."""
+        if self._tail is None or self._tail[0] != image:
+            self._tail = image, Tail(self._copies.model, layer.module, self._images[image : image + 1])
+        return self._tail[1]
 
     def _altered(self, images: Tensor, corners: Tensor, starts: Tensor, size: tuple[int, int]) -> Tensor:
         """Return parts of copies, (b, C, *size), from the rows and columns ``starts`` (b, 2) on."""
         parts = self._images.new_empty(len(images), self._images.shape[1], *size)
         parts = parts.contiguous(memory_format=self._copies.layout)
-        height, width = self._window
-        for part, image, (y, x), (top, left) in zip(
-            parts, images.tolist(), corners.tolist(), starts.tolist(), strict=True
-        ):
-            part.copy_(self._images[image, :, top : top + size[0], left : left + size[1]])
-            shown = self._shown[image, :, y : y + height, x : x + width]
-            part[:, y - top : y - top + height, x - left : x - left + width] = shown
+        for part, image, corner, start in zip(parts, images.tolist(), corners.tolist(), starts.tolist(), strict=True):
+            rows, columns = (slice(first, first + length) for first, length in zip(start, size, strict=True))
+            part.copy_(self._images[image, :, rows, columns])
+            # Of the window, what the crop shows: with a stride longer than the kernel some pixels are seen by nothing.
+            low = [max(pair) for pair in zip(corner, start, strict=True)]
+            high = [min(c + w, s + n) for c, w, s, n in zip(corner, self._window, start, size, strict=True)]
+            if low[0] < high[0] and low[1] < high[1]:
+                shown = self._shown[image, :, low[0] : high[0], low[1] : high[1]]
+                part[:, low[0] - start[0] : high[0] - start[0], low[1] - start[1] : high[1] - start[1]] = shown
         return parts
 
 
@@ -145,15 +166,20 @@ class _Side:
     window: int
 
     @classmethod
-    def of(cls, pixels: int, touched: Tensor, pixel: int, window: int) -> Self | None:
-        """Read it from which outputs (outputs,) have seen ``pixel``; None if they reach a border."""
+    def of(cls, pixels: int, touched: Tensor, probe: slice, window: int) -> Self | None:
+        """Read it from which outputs (outputs,) have seen a pixel of ``probe``; None if that does not tell."""
         outputs = len(touched)
+        step = max(1, round(pixels / outputs))
         seen = touched.nonzero()[:, 0].tolist()
         if not seen or seen[0] == 0 or seen[-1] == outputs - 1:
             return None
-        step = max(1, round(pixels / outputs))
+        # A step's length of pixels has one at the edge of what an output sees, also where it does not see all between;
+        # and so few outputs that another step would give as many do not tell the step.
+        if step > probe.stop - probe.start or step * (step + 1) > pixels:
+            return None
         # The largest numbers that agree with what was seen: a little more is computed than changes.
-        return cls(pixels, outputs, step, step * (seen[-1] + 1) - 1 - pixel, pixel - step * (seen[0] - 1) - 1, window)
+        before, after = step * (seen[-1] + 1) - probe.stop, probe.start - step * (seen[0] - 1) - 1
+        return cls(pixels, outputs, step, before, after, window)
 
     @property
     def crop(self) -> int:
@@ -181,18 +207,11 @@ class _Layer(NamedTuple):
     saved: float
 
 
-class _Lower(NamedTuple):
-    """What runs crops up to a layer, and what runs above."""
-
-    layer: _Layer
-    tail: Tail
-
-
 def _best_layer(copies: Copies, images: Tensor, window: tuple[int, int]) -> _Layer | None:
     """Return the layer that saves most, or None where none saves enough."""
     probe = images[:1].clone()
-    pixel = (images.shape[-2] // 2, images.shape[-1] // 2)
-    probe[:, :, pixel[0], pixel[1]] = torch.nan
+    rows, columns = (slice(length // 2, length // 2 + min(_PROBE, length // 8)) for length in images.shape[-2:])
+    probe[:, :, rows, columns] = torch.nan
     work, calls = 0.0, dict.fromkeys(_in_a_row(copies.model), 0)
     found: dict[nn.Module, tuple[float, _Side | None, _Side | None]] = {}
 
@@ -206,8 +225,8 @@ def _best_layer(copies: Copies, images: Tensor, window: tuple[int, int]) -> _Lay
         calls[module] += 1
         if isinstance(output, Tensor) and output.dim() == 4 and len(output) == 1:
             touched = output[0].isnan().any(dim=0)
-            down = _Side.of(images.shape[-2], touched.any(dim=1), pixel[0], window[0])
-            found[module] = work, down, _Side.of(images.shape[-1], touched.any(dim=0), pixel[1], window[1])
+            down = _Side.of(images.shape[-2], touched.any(dim=1), rows, window[0])
+            found[module] = work, down, _Side.of(images.shape[-1], touched.any(dim=0), columns, window[1])
 
     with ExitStack() as hooks:
         for module in copies.model.modules():
