@@ -42,6 +42,16 @@ def test_two_marks_far_apart_are_what_the_label_says(options: dict[str, int]) ->
     assert axes == {False, True}
 
 
+@pytest.mark.parametrize(("size", "axis"), [((20, 64), 1), ((64, 20), 0)])
+def test_an_oblong_has_its_marks_along_its_longer_side(size: tuple[int, int], axis: int) -> None:
+    found = relation_images(40, 3, size=size, gap=40, mark=8, noise=0.0)
+    assert found.images.shape == (40, 1, *size)
+    for image, label in zip(found.images[:, 0], found.labels, strict=True):
+        a, b = corners(image)
+        assert (image[a] == image[b]) == bool(label)
+        assert abs(a[axis] - b[axis]) - 8 >= 40
+
+
 def test_each_mark_is_a_fair_coin_under_either_label() -> None:
     found = relation_images(2_000, 0, noise=0.0)
     for label in (0, 1):
@@ -85,7 +95,7 @@ def test_seeds_fix_everything() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"n": 0}, {"mark": 0}, {"gap": 41}, {"gap": -1}, {"noise": -1.0}],
+    [{"n": 0}, {"mark": 0}, {"gap": 41}, {"gap": -1}, {"noise": -1.0}, {"size": (8, 64), "mark": 9}],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from striate.data.texture_relation import texture_relation
+from striate.models.uniformer import uniformer_micro
 from striate.papers.base import Run
 from striate.papers.uniformer import REPRODUCTION
 
@@ -13,7 +15,7 @@ ELSEWHERE = {"C1 ImageNet", "C2 Kinetics", "C3 Something-Something", "C4", "C5",
 
 
 def placed(correct: int, relation: int, macs: int) -> dict[str, object]:
-    return {"n": 1000, "correct": correct, "texture": 990, "relation": relation, "macs": {"48": 1, "224": macs}}
+    return {"n": 1000, "correct": correct, "texture": 990, "relation": relation, "macs": {"trained": 1, "224": macs}}
 
 
 @pytest.fixture
@@ -83,9 +85,51 @@ def test_smoke_runs_every_step_and_every_predicate(tmp_path):
     run = Run("smoke", REPRODUCTION.seeds["smoke"], tmp_path, torch.device("cpu"))
     REPRODUCTION.run(run)
     steps = run.steps()
-    assert {name.split("/")[0] for name in steps} == {"table", "placement", "video", "inflation", "accuracy"}
+    parts = {"table", "reach", "placement", "video", "inflation", "accuracy"}
+    assert {name.split("/")[0] for name in steps} == parts
     for judge in PREDICATES.values():
         judge(steps)
     assert steps["table"]["uniformer3d_small"]["parameters"] == 21_400_400
     spread = steps["inflation"]["spread"]
     assert max(spread[6:-6]) < 1e-4 < max(spread)  # exact inside, wrong at both ends
+
+
+def marks(image):
+    """Return the columns of both marks of an image without noise."""
+    columns = ((image.float() - 128).abs() > 60).any(dim=0).nonzero()[:, 0]
+    middle = len(image[0]) // 2
+    return columns[columns < middle], columns[columns > middle]
+
+
+def test_no_position_of_the_last_local_map_sees_both_marks():
+    torch.manual_seed(0)
+    network = uniformer_micro(1, 6, placement="LLLL").double().eval()
+    data = texture_relation(24, seed=0, noise=0.0)
+    x = torch.randn(1, 1, 32, 544, dtype=torch.float64).requires_grad_()
+    features = network.forward_features(x)
+    assert features.shape[2:] == (1, 17)
+    for position in range(17):
+        (gradient,) = torch.autograd.grad(features[..., position].sum(), x, retain_graph=True)
+        seen = set(gradient.abs().sum(dim=(0, 1, 2)).nonzero()[:, 0].tolist())
+        assert len(seen) <= 488
+        for image in data.images[:, 0]:
+            left, right = marks(image)
+            assert len(left) == len(right) == 24
+            assert not (seen & set(left.tolist()) and seen & set(right.tolist()))
+
+
+@pytest.mark.parametrize("placement", ["LLLL", "LLGG", "GGGG", "GGLL"])
+def test_only_all_local_logits_are_a_sum_over_the_marks(placement):
+    """Turn either mark or both to their negatives: the alternating sum of the logits holds all of the relation."""
+    torch.manual_seed(0)
+    network = uniformer_micro(1, 6, placement=placement).double().eval()
+    image = texture_relation(1, seed=0).images.double() - 128
+    cases = image.repeat(4, 1, 1, 1)
+    for bit, columns in enumerate((slice(0, 33), slice(511, 544))):  # beyond the texture's room
+        for case in range(4):
+            if case >> bit & 1:
+                cases[case, ..., columns] *= -1
+    with torch.no_grad():
+        logits = network(cases / 80)
+    mixed = (logits[0] - logits[1] - logits[2] + logits[3]).abs().max() / (logits[0] - logits[1]).abs().max()
+    assert (mixed < 1e-9) == (placement == "LLLL")

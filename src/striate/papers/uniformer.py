@@ -4,12 +4,23 @@ Li, Wang, Zhang, Gao, Song, Liu, Li, Qiao, "UniFormer: Unifying Convolution and 
 TPAMI 2023, arXiv 2201.09450.
 
 Laptop, three seeds, a micro network (depths 1, 1, 2, 1; 16 to 96 channels). Placement: local (L) or global (G) blocks
-in the four stages on images whose class needs a fine texture and a relation of two far marks; multiplications are
-counted on 224 x 224, where the paper counts them (48 x 48 leaves so few tokens that attention costs little anywhere).
+in the four stages on images of 32 x 544 whose class needs a fine texture and whether two marks near the ends, each
+bright or dark, are alike. At least 487 pixels lie between the marks and a position of LLLL's last map sees 488, so none
+touches both, and the mean over positions knows no more of the relation than a coin (:mod:`striate.data.relation`); the
+step "reach" measures what each placement sees. Multiplications are counted on 224 x 224, where the paper counts them.
 Accuracy: Fashion-MNIST at 56 pixels against a residual CNN and a plain transformer with as many parameters (within
 10 %). Video: the 3-D network on clips of a moving blob against the 2-D one averaged over frames, which cannot know the
-order of frames; and inflation of image weights on a clip that stands still. Recipes are first guesses: no figure was
-looked at before. None of this is ImageNet or Kinetics: a verdict here is about small networks and made images.
+order of frames; and inflation of image weights on a clip that stands still. None of this is ImageNet or Kinetics: a
+verdict here is about small networks and made images.
+
+Recipes of accuracy and video are first guesses: no figure was looked at before. The placement's task and recipe took
+trials on seeds 10 to 12, after a first guess (48 x 48 images, same side or not, learning rate 2e-3) had been learnt by
+no placement. Only LLGG and GGGG were tried, and what was kept is what LLGG learnt on all three of these seeds: at
+2e-3, but for one trial, whichever factor was learnt first kept the other from being learnt; at 5e-4 a stronger texture
+kept LLGG from the relation on some seeds. GGGG learnt neither factor before images were centred on 0. Then it learnt
+the relation in all four trials with a patch of 24 pixels at 5e-4 or 3e-4, but at most 64 % of the textures, with
+stronger ones than those kept; in two with larger patches it learnt the textures and not the relation. So the recipe was
+chosen for LLGG, and what the others lose may be time to learn.
 
 Paper: the authors' checkpoints under ``--data`` (``checkpoints/NAME.pth``) on ImageNet's validation set. The dry run
 builds S and B, for images and video, and takes one step of the published recipe: AdamW, 300 epochs of batches of
@@ -93,34 +104,53 @@ def _size(model: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 def _placement(run: Run, smoke: bool) -> None:
-    train, test = texture_relation(256 if smoke else 2_000, seed=0), texture_relation(120 if smoke else 1_000, seed=1)
+    train, test = texture_relation(128 if smoke else 2_400, seed=0), texture_relation(60 if smoke else 1_000, seed=1)
     run.note("texture and relation", [train.origin, test.origin])
+    run.step("reach", _measure_reach)
     for seed in run.seeds:
         for placement in _PLACEMENTS[:2] if smoke else _PLACEMENTS:
-            # 62 batches of 32 an epoch: about 500 steps.
-            recipe = Recipe(1 if smoke else 8, 32, "adamw", 2e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
+            # 150 batches of 16 an epoch: 600 steps.
+            recipe = Recipe(1 if smoke else 4, 16, "adamw", 5e-4, weight_decay=0.05, schedule="one-cycle", seed=seed)
             network = partial(
                 trained,
                 f"uniformer-{placement}",
                 partial(uniformer_micro, 1, 6, placement=placement),
-                lambda: (train.images, train.labels),
+                lambda: (_centred(train.images), train.labels),
                 recipe,
-                key={"data": train.origin, "placement": placement},
+                key={"data": train.origin, "centred": True, "placement": placement},
                 device=run.device,
             )
             run.step(f"placement/{placement}/seed{seed}", partial(_measure_placement, network, test))
 
 
+def _centred(images: Tensor) -> Tensor:
+    """Bytes to 0 for the background and +-1 for a mark: attention blocks have no batch norm to take the mean away."""
+    return (images.float() - 128) / 80
+
+
+def _measure_reach() -> dict[str, Any]:
+    """Columns that the middle position of each placement's last map sees in an image twice as wide as the task's."""
+    width, found = 1_120, {}
+    for placement in _PLACEMENTS:
+        with seeded(0):
+            network = uniformer_micro(1, 6, placement=placement).double().eval()
+            x = torch.randn(1, 1, 32, width, dtype=torch.float64).requires_grad_()
+        position = network.forward_features(x)[..., width // 64].sum()
+        found[placement] = int(torch.autograd.grad(position, x)[0].abs().sum(dim=(0, 1, 2)).count_nonzero())
+    return {"width": width, "columns": found}
+
+
 def _measure_placement(train: Callable[[], nn.Module], test: LabelledImages) -> dict[str, Any]:
     """Accuracy on the class and on its two factors, and multiplications at the trained size and at 224."""
     network = train()
-    answers = _answers(network, test.images.float() / 255)
+    answers = _answers(network, _centred(test.images))
+    sizes = {"trained": tuple(test.images.shape[2:]), "224": (224, 224)}
     return {
         "n": len(test),
         "correct": int((answers == test.labels).sum()),
         "texture": int((answers // 2 == test.labels // 2).sum()),
         "relation": int((answers % 2 == test.labels % 2).sum()),
-        "macs": {str(side): count_macs(network.cpu(), torch.zeros(1, 1, side, side)) for side in (48, 224)},
+        "macs": {name: count_macs(network.cpu(), torch.zeros(1, 1, *size)) for name, size in sizes.items()},
     }
 
 
@@ -374,7 +404,7 @@ def _judge_relation(steps: Mapping[str, Any]) -> Judgement:
         return Judgement("inconclusive", *figures, f"Gaps of {min(gaps):.1f} to {max(gaps):.1f} points over seeds.")
     if fmean(gaps) > 0:
         return Judgement("direction only", *figures, f"All-local is {fmean(gaps):.1f} points behind, less than 3.")
-    reason = "All-local answers the far relation as well: its windows and strides reach across the image."
+    reason = "LLGG answers the far relation no better than all-local, of which no position sees both marks."
     return Judgement("not reproduced", *figures, reason)
 
 
@@ -468,5 +498,5 @@ REPRODUCTION = Reproduction(
         ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
-    minutes={"smoke": 0.2, "laptop": 7, "paper": 30},
+    minutes={"smoke": 0.2, "laptop": 12, "paper": 30},
 )
