@@ -1,6 +1,8 @@
-// Exponentials and softplus of G vectors at a time. One alone is a chain of some ten instructions that wait for each
-// other, and a processor looks too few instructions ahead to fill the gaps with the next; side by side G of them do.
+// Exponentials and softplus of G vectors at a time: one alone is a chain of some ten instructions that wait for each
+// other, side by side they fill each other's gaps.
 #pragma once
+#include <limits>
+
 #include "lanes.hpp"
 
 template <typename T>
@@ -23,17 +25,21 @@ ALWAYS_INLINE void polynomial(const V* x, const float (&c)[N], V* p) {
     for (int j = 0; j < G; ++j) p[j] = p[j] * x[j] + c[i];
 }
 
-// Of which power of two: 2^(k x) is asked for. Where k x may reach 128, `grows`.
+// 2^(k x) for one k; where k x may reach 128, `grows`.
 template <typename V>
 struct Exponent {
+  static constexpr auto FINITE = std::numeric_limits<Number<V>>::max();
   V k;
   bool grows;
-  V most;  // |x| from which on 2^(k x) is 0 or infinite
-  Exponent(V k, bool grows) : k(k), grows(grows), most(Number<V>(151) / (k < V{} ? -k : k)) {}
+  V most;  // |x| from which on it is 0 or infinite
+  Exponent(V by, bool grows)
+      : k(by < -FINITE ? V{} - FINITE : (by > FINITE ? V{} + FINITE : by)),
+        grows(grows),
+        most(151 / (k < 0 ? -k : k)) {}
 };
 
-// 2^(k x), of which the product is not rounded where there is a multiply-add; within 2 units in the last place. Infinite
-// from 2^128 on; 0 below 2^-126, with AVX-512 not before 2^-149.
+// p = 2^(k x), of which the product is not rounded where there is a multiply-add; within 2 units in the last place.
+// Infinite from 2^128 on; 0 below 2^-126, with AVX-512 below 2^-149.
 template <int G, typename V>
 ALWAYS_INLINE void power_of_two(const V* x, const Exponent<V>& e, V* p) {
   constexpr float c[] = {1.5353361951e-4f, 1.3398874404e-3f, 9.6184373574e-3f, 5.5503324712e-2f,

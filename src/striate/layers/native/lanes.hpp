@@ -60,9 +60,9 @@ ALWAYS_INLINE Lanes<T, W> unzip(Lanes<T, W> a, Lanes<T, W> b) {
   return shuffle<Unzip<W, QUAD<T>, UPPER>>(a, b, std::make_index_sequence<W>());
 }
 
-// A W by W matrix is transposed by `exchange` of its QUAD by QUAD squares, of which v are the rows of one number in all
-// squares below each other, and `turn` of the QUAD rows v of all squares beside each other, in any order. So few vectors
-// are in use at a time that they stay in registers.
+// A W by W matrix consists of QUAD by QUAD squares. It is transposed by `exchange` of the squares, for which v are the
+// rows of one number in all squares below each other, and by `turn` of every square, for which v are the QUAD rows of
+// all squares beside each other, in any order. So few vectors are in use at a time that they stay in registers.
 template <typename T, int W>
 ALWAYS_INLINE void exchange(Lanes<T, W>* v) {
   constexpr int SQUARES = W / QUAD<T>;
@@ -100,7 +100,8 @@ ALWAYS_INLINE Lanes<T, W> sum_quad(Lanes<T, W>* v) {
 template <typename T, int W>
 ALWAYS_INLINE Lanes<T, W> sum_squares(Lanes<T, W>* v) {
   for (int half = W / QUAD<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = unzip<T, W, 0>(v[2 * i], v[2 * i + 1]) + unzip<T, W, 1>(v[2 * i], v[2 * i + 1]);
+    for (int i = 0; i < half; ++i)
+      v[i] = unzip<T, W, 0>(v[2 * i], v[2 * i + 1]) + unzip<T, W, 1>(v[2 * i], v[2 * i + 1]);
   return v[0];
 }
 

@@ -6,147 +6,9 @@
 // recurrence is then one multiply-add for all of them, next to exponentials that do not wait for it. Rows are
 // transposed in registers on the way in and out, W steps at a time. Steps and channels past the end are zeros, with a
 // step size of zero: they leave every state and every sum as it is.
-#include "exponentials.hpp"
+#include "scan_tile.hpp"
 
 namespace {
-
-constexpr int64_t LONGEST = 64;  // steps of a block
-
-template <typename T>
-struct Shape {
-  const T *u, *delta, *A, *B, *C, *D, *bias;
-  int64_t batch, dim, groups, N, L, block;  // block: a multiple of every W, at most LONGEST
-  bool soft;
-  int64_t blocks() const { return (L + block - 1) / block; }
-
-  // Whether a result of the size of u is better not kept in the caches: at 2 MB it makes no difference any more if it is
-  // read right afterwards, at 10 MB both together take 8 % less time.
-  bool streams(const T* to) const {
-    return CAN_STREAM && batch * dim * L * sizeof(T) >= 1 << 21 && L * sizeof(T) % 64 == 0 && uintptr_t(to) % 64 == 0;
-  }
-};
-
-// W channels of one group; only the first `used` exist.
-template <typename T, int W>
-struct Tile {
-  using V = Lanes<T, W>;
-  static constexpr int K = QUAD<T>, SQUARES = W / K;
-  const Shape<T>& s;
-  const int64_t b, first, used, row = b * s.dim + first, group = b * s.groups + first / (s.dim / s.groups);
-  const V shift = each(s.bias), skip = each(s.D);
-  const bool grows = !s.soft || any_positive();  // whether a decay may be above 1
-
-  // A parameter of every channel.
-  V each(const T* from, int64_t stride = 1, int64_t at = 0) const {
-    V found{};
-    for (int64_t c = 0; from && c < used; ++c) found[c] = from[(first + c) * stride + at];
-    return found;
-  }
-
-  // exp(A dt) of every state.
-  std::vector<Exponent<V>> decays() const {
-    std::vector<Exponent<V>> found;
-    for (int64_t i = 0; i < s.N; ++i) found.emplace_back(each(s.A, s.N, i) * LOG2E<T>, grows);
-    return found;
-  }
-
-  bool any_positive() const {
-    const T* from = s.A + first * s.N;
-    return std::any_of(from, from + used * s.N, [](T a) { return a > 0; });
-  }
-
-  // Steps [start, start + n) of every channel; after a `turn` of its quad, steps[t] holds step start + t. The rows are
-  // far apart, and more than hardware foresees: what lies `ahead` steps from start is asked for here, into the outer
-  // caches.
-  template <bool WHOLE>
-  ALWAYS_INLINE void load(const T* from, int64_t n, int64_t ahead, V* steps) const {
-    const int64_t stride = s.L;
-    for (int r = 0; r < K; ++r) {
-      V part[SQUARES];
-      for (int i = 0; i < SQUARES; ++i) {
-        const int c = i * K + r;
-        const T* at = from + c * stride;
-        if constexpr (WHOLE) {  // a size known to the compiler is one instruction
-          std::memcpy(&part[i], at, sizeof(V));
-          __builtin_prefetch(at + ahead, 0, 1);
-        } else {
-          part[i] = V{};
-          if (c < used) std::memcpy(&part[i], at, std::min<int64_t>(n, W) * sizeof(T));
-        }
-      }
-      exchange<T, W>(part);
-      for (int i = 0; i < SQUARES; ++i) steps[i * K + r] = part[i];
-    }
-  }
-
-  template <bool WHOLE>
-  ALWAYS_INLINE void store(const V* steps, int64_t n, int64_t ahead, bool streaming, T* to) const {
-    const int64_t stride = s.L;
-    for (int r = 0; r < K; ++r) {
-      V part[SQUARES];
-      for (int i = 0; i < SQUARES; ++i) part[i] = steps[i * K + r];
-      exchange<T, W>(part);
-      for (int i = 0; i < SQUARES; ++i) {
-        const int c = i * K + r;
-        T* at = to + c * stride;
-        if constexpr (WHOLE) {
-          if (streaming) {
-            stream(part[i], at);
-          } else {
-            std::memcpy(at, &part[i], sizeof(V));
-            __builtin_prefetch(at + ahead, 1, 1);
-          }
-        } else if (c < used) {
-          std::memcpy(at, &part[i], std::min<int64_t>(n, W) * sizeof(T));
-        }
-      }
-    }
-  }
-
-  ALWAYS_INLINE void load(const T* from, int64_t start, int64_t n, int64_t ahead, V* steps) const {
-    from += row * s.L + start;
-    used == W && n >= W ? load<true>(from, n, ahead, steps) : load<false>(from, n, ahead, steps);
-  }
-
-  ALWAYS_INLINE void store(const V* steps, int64_t start, int64_t n, int64_t ahead, T* to) const {
-    const bool streaming = sizeof(V) == 64 && s.streams(to);
-    to += row * s.L + start;
-    used == W && n >= W ? store<true>(steps, n, ahead, streaming, to) : store<false>(steps, n, ahead, streaming, to);
-  }
-
-  // How far to ask ahead when going backwards.
-  static int64_t back(int64_t start) { return start < 8 * W ? 0 : -8 * W; }
-
-  // Where the states i at the start of a block are.
-  int64_t start_of(int64_t number, int64_t i) const { return ((b * s.blocks() + number) * s.N + i) * s.dim + first; }
-
-  // The next step sizes from delta, in place, and their slopes unless null; only n are before the end.
-  ALWAYS_INLINE void sizes(V* dt, V* slope, int64_t n) const {
-    for (int t = 0; t < K; ++t) dt[t] += shift;
-    if (s.soft) {
-      softplus<K>(dt, slope);
-    } else {
-      for (int t = 0; slope && t < K; ++t) slope[t] = V{} + T(1);
-    }
-    for (int t = 0; n < K && t < K; ++t) {
-      if (t < n) continue;
-      dt[t] = V{};
-      if (slope) slope[t] = V{};
-    }
-  }
-
-  // Steps [start, start + n) of all rows of B or C, W each, with zeros past the end.
-  void shared(const T* from, int64_t start, int64_t n, T* to) const {
-    for (int64_t i = 0; i < s.N; ++i, to += W) {
-      const T* at = from + (group * s.N + i) * s.L + start;
-      if (n >= W) {
-        std::memcpy(to, at, sizeof(V));
-      } else {
-        std::fill_n(std::copy_n(at, n, to), W - n, T(0));
-      }
-    }
-  }
-};
 
 template <typename T, int W>
 void forward_tile(const Tile<T, W>& tile, T* y, T* last, T* starts) {
@@ -157,7 +19,7 @@ void forward_tile(const Tile<T, W>& tile, T* y, T* last, T* starts) {
   const std::vector<Exponent<V>> decays = tile.decays();
   std::vector<T> B(s.N * W), C(s.N * W);
   for (int64_t start = 0; start < s.L; start += W) {
-    const int64_t n = std::min<int64_t>(W, s.L - start), ahead = start + 8 * W < s.L ? 8 * W : 0;
+    const int64_t n = std::min<int64_t>(W, s.L - start), ahead = start + AHEAD<T> < s.L ? AHEAD<T> : 0;
     if (start % s.block == 0)
       for (int64_t i = 0; i < s.N; ++i)
         std::memcpy(starts + tile.start_of(start / s.block, i), &state[i], tile.used * sizeof(T));
@@ -198,9 +60,9 @@ void forward_tile(const Tile<T, W>& tile, T* y, T* last, T* starts) {
 template <typename T>
 struct Gradients {
   T *u, *delta;         // (batch, dim, L)
-  T *A, *D, *bias;      // (batch, dim, N), (batch, dim), (batch, dim): summed over the batch by the caller
+  T *A, *D, *bias;      // (dim, N), (dim), (dim); of a tile (batch, dim, N), (batch, dim), (batch, dim)
   T *B, *C;             // (splits, batch, groups, N, L): summed over splits by the caller
-  const T *y, *last;    // of the loss: (batch, dim, L), (batch, dim, N)
+  const T *y, *last;    // of the loss: (batch, dim, L), (batch, dim, N) or null
 };
 
 // What the gradient needs to know of a step. Side by side: arrays of a power of two of bytes would share cache lines.
@@ -212,7 +74,7 @@ struct Step {
 };
 
 template <typename T, int W>
-void backward_tile(const Tile<T, W>& tile, const Gradients<T>& g, int64_t split, const T* starts) {
+void backward_tile(const Tile<T, W>& tile, const Gradients<T>& g, int64_t split, bool opens, const T* starts) {
   using V = Lanes<T, W>;
   constexpr int K = QUAD<T>;
   const Shape<T>& s = tile.s;
@@ -222,7 +84,7 @@ void backward_tile(const Tile<T, W>& tile, const Gradients<T>& g, int64_t split,
   const std::vector<Exponent<V>> decays = tile.decays();
   V dD{}, dbias{};
   for (int64_t i = 0; i < s.N; ++i)
-    for (int64_t c = 0; c < tile.used; ++c) carries[i][c] = g.last[(tile.row + c) * s.N + i];
+    for (int64_t c = 0; g.last && c < tile.used; ++c) carries[i][c] = g.last[(tile.row + c) * s.N + i];
   Step<V> block[LONGEST];
   for (int64_t number = s.blocks(); number-- > 0;) {
     const int64_t from = number * s.block, steps = std::min(s.block, s.L - from), end = (steps + W - 1) / W * W;
@@ -308,8 +170,8 @@ void backward_tile(const Tile<T, W>& tile, const Gradients<T>& g, int64_t split,
         }
         const int64_t row = ((split * s.batch * s.groups + tile.group) * s.N + i) * s.L + from + first;
         const V total_B = sum_squares<T, W>(dB), total_C = sum_squares<T, W>(dC);
-        for (int64_t t = 0; t < n; ++t) g.B[row + t] += total_B[t];
-        for (int64_t t = 0; t < n; ++t) g.C[row + t] += total_C[t];
+        tile.add(total_B, n, opens, g.B + row);
+        tile.add(total_C, n, opens, g.C + row);
         if (!done) continue;
         tile.store(du, from + first, n, ahead, g.u);
         tile.store(ddelta, from + first, n, ahead, g.delta);
@@ -347,14 +209,29 @@ void forward(const Shape<T>& s, T* y, T* last, T* starts, int threads) {
 }
 
 template <typename T>
+void sum_over_batch(const T* from, int64_t batch, int64_t n, T* to) {
+  std::fill_n(to, n, T(0));
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t i = 0; i < n; ++i) to[i] += from[b * n + i];
+}
+
+template <typename T>
 void backward(const Shape<T>& s, const Gradients<T>& g, const T* starts, int64_t splits, int threads) {
-  const int64_t per_group = s.dim / s.groups;
+  const int64_t per_group = s.dim / s.groups, all = s.batch * s.dim;
+  std::vector<T> parts(all * (s.N + 2));  // of an image
+  Gradients<T> part = g;
+  part.A = parts.data();
+  part.D = part.A + all * s.N;
+  part.bias = part.D + all;
   parallel_for(s.batch * s.groups * splits, threads, [&](int64_t task) {
     const int64_t b = task / (s.groups * splits), group = task / splits % s.groups, split = task % splits;
     const int64_t first = group * per_group + per_group * split / splits;
     const int64_t end = group * per_group + per_group * (split + 1) / splits;
-    tiles(s, b, first, end, [&](const auto& tile) { backward_tile(tile, g, split, starts); });
+    tiles(s, b, first, end, [&](const auto& tile) { backward_tile(tile, part, split, tile.first == first, starts); });
   });
+  sum_over_batch(part.A, s.batch, s.dim * s.N, g.A);
+  sum_over_batch(part.D, s.batch, s.dim, g.D);
+  sum_over_batch(part.bias, s.batch, s.dim, g.bias);
 }
 
 }  // namespace
@@ -362,15 +239,16 @@ void backward(const Shape<T>& s, const Gradients<T>& g, const T* starts, int64_t
 #define EXPORT(T, name)                                                                                                \
   extern "C" void scan_forward_##name(const T* u, const T* delta, const T* A, const T* B, const T* C, const T* D,      \
                                       const T* bias, T* y, T* last, T* starts, int64_t batch, int64_t dim,             \
-                                      int64_t groups, int64_t N, int64_t L, int64_t block, int soft, int threads) {    \
+                                      int64_t groups, int64_t N, int64_t L, int64_t block, int64_t soft,               \
+                                      int64_t threads, int64_t) {                                                      \
     const Shape<T> s{u, delta, A, B, C, D, bias, batch, dim, groups, N, L, block, soft != 0};                          \
     forward(s, y, last, starts, threads);                                                                              \
   }                                                                                                                    \
   extern "C" void scan_backward_##name(const T* u, const T* delta, const T* A, const T* B, const T* C, const T* D,     \
                                        const T* bias, const T* starts, const T* dy, const T* dlast, T* du, T* ddelta,  \
                                        T* dA, T* dB, T* dC, T* dD, T* dbias, int64_t batch, int64_t dim,               \
-                                       int64_t groups, int64_t N, int64_t L, int64_t block, int soft, int64_t splits,  \
-                                       int threads) {                                                                  \
+                                       int64_t groups, int64_t N, int64_t L, int64_t block, int64_t soft,              \
+                                       int64_t threads, int64_t splits) {                                              \
     const Shape<T> s{u, delta, A, B, C, D, bias, batch, dim, groups, N, L, block, soft != 0};                          \
     backward(s, Gradients<T>{du, ddelta, dA, dD, dbias, dB, dC, dy, dlast}, starts, splits, threads);                  \
   }
