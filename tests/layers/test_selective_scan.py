@@ -108,6 +108,46 @@ def test_a_long_sequence_with_extreme_steps_stays_finite(backend: str) -> None:
     assert apart(y.double(), exact) < 1e-4
 
 
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("channels", [3, 16])  # narrow and wide vectors
+def test_decays_at_the_ends_of_the_numbers(channels: int, softplus: bool) -> None:
+    A = -torch.tensor([math.inf, 3e38, 1e30, 1e6, 200.0, 1.0, 1e-30, 0.0]).repeat_interleave(channels)[:, None]
+    sizes = torch.tensor([0.7, 1e-6, 1.0, 20.0, 89.0, 104.0, 1e4, 1e30, 0.5]).expand(1, len(A), 9)
+    one = torch.ones(1, len(A), 9)
+    B = torch.ones(1, 8, 1, 9)
+    y, exact = (
+        selective_scan(one, sizes, A, B, B, delta_softplus=softplus, backend=backend)
+        for backend in ("auto", "reference")
+    )
+    torch.testing.assert_close(y, exact)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_results_larger_than_a_cache(backend: str) -> None:
+    """2.2 MB in rows of whole cache lines, which are written past the caches; the last channels fill no vector."""
+    p = problem(2, 344, 2, 1, 784)
+    found = selective_scan(**p, delta_softplus=True, backend=backend)
+    exact = selective_scan(**{key: value.double() for key, value in p.items()}, delta_softplus=True, backend="chunked")
+    assert apart(found.double(), exact) < 1e-5
+    u = p["u"].requires_grad_()
+    gradients = [
+        torch.autograd.grad(selective_scan(**p, delta_softplus=True, backend=name).sum(), u)[0]
+        for name in (backend, "chunked")
+    ]
+    assert apart(*gradients) < 1e-5
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_gradient_of_the_last_state_alone(backend: str) -> None:
+    p = problem(dtype=torch.float64)
+    delta = p["delta"].requires_grad_()
+    gradients = []
+    for name in (backend, "reference"):
+        _, last = selective_scan(**p, delta_softplus=True, return_last_state=True, backend=name)
+        gradients.append(torch.autograd.grad(last.sum(), delta)[0])
+    torch.testing.assert_close(*gradients)
+
+
 # ----------------------------------------------------------------------------------- backends against the loop
 
 

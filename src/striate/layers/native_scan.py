@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +61,7 @@ def forward(
 
 def backward(
     dy: Tensor,
-    dlast: Tensor,
+    dlast: Tensor | None,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -77,12 +79,13 @@ def backward(
     # Each split of a group's channels sums its own gradient of B and C, so that no two threads write to one place.
     splits = max(1, min(dim // groups, -(-threads // (batch * groups))))
     du, ddelta = (torch.empty(batch, dim, length, dtype=u.dtype) for _ in range(2))
-    dA, dD, dbias = (torch.zeros(batch, dim, *rest, dtype=u.dtype) for rest in ((states,), (), ()))
-    dB, dC = (torch.zeros(splits, batch, groups, states, length, dtype=u.dtype) for _ in range(2))
+    dA, dD, dbias = (torch.empty(dim, *rest, dtype=u.dtype) for rest in ((states,), (), ()))
+    dB, dC = (torch.empty(splits, batch, groups, states, length, dtype=u.dtype) for _ in range(2))
     inputs = [_contiguous(tensor) for tensor in (u, delta, A, B, C, D, bias, starts, dy, dlast)]
     tensors = [*inputs, du, ddelta, dA, dB, dC, dD, dbias]
     _call("backward", u.dtype, tensors, (batch, dim, groups, states, length, block(states)), softplus, threads, splits)
-    return du, ddelta, dA.sum(dim=0), dB.sum(dim=0), dC.sum(dim=0), dD.sum(dim=0), dbias.sum(dim=0)
+    dB, dC = (parts[0] if splits == 1 else parts.sum(dim=0) for parts in (dB, dC))
+    return du, ddelta, dA, dB, dC, dD, dbias
 
 
 def _call(
@@ -94,12 +97,18 @@ def _call(
     threads: int,
     splits: int | None = None,
 ) -> None:
+    function = _function(f"scan_{name}_{'f64' if dtype == torch.float64 else 'f32'}", len(tensors))
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    function(*pointers, *sizes, softplus, threads, splits or 0)
+
+
+@functools.cache
+def _function(name: str, pointers: int) -> Any:
     library = load_native(_SOURCE)
     assert library is not None  # the caller chose this backend because it is there
-    function = library[f"scan_{name}_{'f64' if dtype == torch.float64 else 'f32'}"]
-    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    extra = [] if splits is None else [ctypes.c_int64(splits)]
-    function(*pointers, *(ctypes.c_int64(size) for size in sizes), int(softplus), *extra, threads)
+    function = getattr(library, name)
+    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * 9
+    return function
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -1,9 +1,13 @@
-// Vectors of W numbers as GCC and clang have them on every processor, and what the scan does with them.
+// Vectors of W numbers as GCC and clang have them on every processor, and how their lanes are moved.
 #pragma once
 #include <type_traits>
 #include <utility>
 
 #include "kernel.hpp"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 
@@ -22,92 +26,98 @@ struct LanesOf {
 template <typename T, int W>
 using Lanes = typename LanesOf<T, W>::type;
 
+// Lanes in 16 bytes: shuffles that stay within these are the fastest everywhere.
 template <typename T>
-constexpr T LOG2E = T(1.4426950408889634);
+constexpr int QUAD = 16 / sizeof(T);
 
-// Lanes of a and b in turn, from their lower halves (UPPER = 0) or their upper halves (UPPER = W / 2).
-template <int UPPER, typename V, size_t... I>
-ALWAYS_INLINE V zip(V a, V b, std::index_sequence<I...>) {
+// Which of the 2 W lanes of two vectors goes to lane i: those of the lower (UPPER = 0) or upper halves of every QUAD in
+// turn, and every second QUAD. Each is one instruction.
+template <int W, int K, int UPPER>
+struct Zip {
+  static constexpr int at(int i) { return i / K * K + UPPER * K / 2 + i % K / 2 + i % 2 * W; }
+};
+template <int W, int K, int UPPER>
+struct Unzip {
+  static constexpr int at(int i) { return (i / K * 2 + UPPER) * K + i % K; }
+};
+
+template <typename From, typename V, size_t... I>
+ALWAYS_INLINE V shuffle(V a, V b, std::index_sequence<I...>) {
 #if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * sizeof...(I) + UPPER)...);
+  return __builtin_shufflevector(a, b, From::at(I)...);
 #else
-  return __builtin_shuffle(a, b, decltype(a < b){(I / 2 + I % 2 * sizeof...(I) + UPPER)...});
+  return __builtin_shuffle(a, b, decltype(a < b){From::at(I)...});
 #endif
 }
 
-// The W by W matrix with rows v, transposed: every round is a perfect shuffle of all its W^2 numbers.
+template <typename T, int W, int UPPER>
+ALWAYS_INLINE Lanes<T, W> zip(Lanes<T, W> a, Lanes<T, W> b) {
+  return shuffle<Zip<W, QUAD<T>, UPPER>>(a, b, std::make_index_sequence<W>());
+}
+
+template <typename T, int W, int UPPER>
+ALWAYS_INLINE Lanes<T, W> unzip(Lanes<T, W> a, Lanes<T, W> b) {
+  return shuffle<Unzip<W, QUAD<T>, UPPER>>(a, b, std::make_index_sequence<W>());
+}
+
+// A W by W matrix consists of QUAD by QUAD squares. It is transposed by `exchange` of the squares, for which v are the
+// rows of one number in all squares below each other, and by `turn` of every square, for which v are the QUAD rows of
+// all squares beside each other, in any order. So few vectors are in use at a time that they stay in registers.
 template <typename T, int W>
-ALWAYS_INLINE void transpose(Lanes<T, W>* v) {
-  constexpr std::make_index_sequence<W> all;
-  for (int round = 1; round < W; round *= 2) {
-    Lanes<T, W> next[W];
-    for (int i = 0; i < W / 2; ++i) {
-      next[2 * i] = zip<0>(v[i], v[i + W / 2], all);
-      next[2 * i + 1] = zip<W / 2>(v[i], v[i + W / 2], all);
+ALWAYS_INLINE void exchange(Lanes<T, W>* v) {
+  constexpr int SQUARES = W / QUAD<T>;
+  for (int round = 1; round < SQUARES; round *= 2) {
+    Lanes<T, W> next[SQUARES];
+    for (int i = 0; i < SQUARES / 2; ++i) {
+      next[i] = unzip<T, W, 0>(v[2 * i], v[2 * i + 1]);
+      next[i + SQUARES / 2] = unzip<T, W, 1>(v[2 * i], v[2 * i + 1]);
     }
-    for (int i = 0; i < W; ++i) v[i] = next[i];
+    for (int i = 0; i < SQUARES; ++i) v[i] = next[i];
   }
 }
 
-// Lane i is the sum of the lanes of v[i]; v is lost.
 template <typename T, int W>
-ALWAYS_INLINE Lanes<T, W> sum_lanes(Lanes<T, W>* v) {
-  constexpr std::make_index_sequence<W> all;
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = zip<0>(v[i], v[i + half], all) + zip<W / 2>(v[i], v[i + half], all);
+ALWAYS_INLINE void turn(Lanes<T, W>* v) {
+  constexpr int K = QUAD<T>;
+  for (int round = 1; round < K; round *= 2) {
+    Lanes<T, W> next[K];
+    for (int i = 0; i < K / 2; ++i) {
+      next[2 * i] = zip<T, W, 0>(v[i], v[i + K / 2]);
+      next[2 * i + 1] = zip<T, W, 1>(v[i], v[i + K / 2]);
+    }
+    for (int i = 0; i < K; ++i) v[i] = next[i];
+  }
+}
+
+// The sums of the lanes of W vectors, one in each lane: `sum_quad` of every QUAD of them, then `sum_squares` of these.
+template <typename T, int W>
+ALWAYS_INLINE Lanes<T, W> sum_quad(Lanes<T, W>* v) {
+  for (int half = QUAD<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] = zip<T, W, 0>(v[i], v[i + half]) + zip<T, W, 1>(v[i], v[i + half]);
   return v[0];
 }
 
-// 2^(x k), of which the product is not rounded where there is a multiply-add; within 2 units in the last place. 0 below
-// 2^-126. Where x k may reach 128, `grows` makes it infinite.
-template <typename V>
-ALWAYS_INLINE V power_of_two(V x, V k, bool grows) {
-  if constexpr (sizeof(x[0]) == sizeof(double)) {
-    for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] = std::exp2(x[i] * k[i]);
-    return x;
-  } else {
-    using Bits = decltype(x < x);
-    const V zero{};
-    const V shifted = x * k + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number, which stands in the lowest bits
-    const V r = x * k - (shifted - 12582912.0f);
-    V p = r * 1.5353361951e-4f + 1.3398874404e-3f;
-    p = p * r + 9.6184373574e-3f;
-    p = p * r + 5.5503324712e-2f;
-    p = p * r + 2.4022647914e-1f;
-    p = p * r + 6.9314720286e-1f;
-    p = p * r + 1.0f;
-    p = (V)((Bits)p + ((Bits)shifted << 23));  // the whole number goes into the exponent
-    p = shifted < 12582912.0f - 126.0f ? zero : p;
-    if (grows) p = shifted > 12582912.0f + 127.0f ? zero + HUGE_VALF : p;
-    return p;
-  }
+template <typename T, int W>
+ALWAYS_INLINE Lanes<T, W> sum_squares(Lanes<T, W>* v) {
+  for (int half = W / QUAD<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i)
+      v[i] = unzip<T, W, 0>(v[2 * i], v[2 * i + 1]) + unzip<T, W, 1>(v[2 * i], v[2 * i + 1]);
+  return v[0];
 }
 
-// log(1 + y) for y in [0, 1].
+// Past the caches, in lines that are then not read first. Other threads see it after `streamed`.
+constexpr bool CAN_STREAM = VECTOR_BYTES == 64;  // a whole line at a time
+
 template <typename V>
-ALWAYS_INLINE V log_one_plus(V y) {
-  if constexpr (sizeof(y[0]) == sizeof(double)) {
-    for (size_t i = 0; i < sizeof(V) / sizeof(double); ++i) y[i] = std::log1p(y[i]);
-    return y;
-  } else {
-    V p = y * 5.3661867426e-3f - 3.0071457172e-2f;
-    p = p * y + 7.9214169631e-2f;
-    p = p * y - 1.3754662804e-1f;
-    p = p * y + 1.9154085247e-1f;
-    p = p * y - 2.4857281986e-1f;
-    p = p * y + 3.3321338739e-1f;
-    p = p * y - 4.9999648768e-1f;
-    p = p * y + 1.0f;
-    return p * y;
-  }
+ALWAYS_INLINE void stream(V v, void* to) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)v);
+#endif
+  std::memcpy(to, &v, sizeof(V));
 }
 
-// softplus(x), and unless null its slope, sigmoid(x), from one exponential.
-template <typename V>
-ALWAYS_INLINE V softplus(V x, V* slope) {
-  using T = std::remove_reference_t<decltype(x[0])>;
-  const V zero{}, one = zero + T(1);
-  const V e = power_of_two(x > zero ? -x : x, zero + LOG2E<T>, false);
-  if (slope) *slope = (x > zero ? one : e) / (one + e);
-  return (x > zero ? x : zero) + log_one_plus(e);
+inline void streamed() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
 }
