@@ -1,6 +1,6 @@
 """C++ kernels for the CPU, compiled on first use with the machine's own compiler.
 
-A kernel is one file without any header of PyTorch's: it compiles in about two seconds and is called through ctypes.
+A kernel is one file without any header of PyTorch's: it compiles in a few seconds and is called through ctypes.
 That costs nothing at install time; PyTorch's extension builder takes half a minute and ninja for the same kernel,
 numba brings a compiler of 150 MB and no vectorised exponential, and torch.compile unrolls a recurrence. Where there is
 no compiler every caller has a slower way in plain PyTorch.
