@@ -1,7 +1,7 @@
 """Integrated Gradients and Occlusion against captum, RISE against the published code's algorithm.
 
     python benchmarks/attribution.py            # Lite0 and ResNet-18 at 224 x 224, 1 and 2 threads
-    python benchmarks/attribution.py --quick    # Lite0, few steps, 1 thread
+    python benchmarks/attribution.py --quick    # few steps, large windows, 1 thread
 
 "default" is captum as it comes; "best" is the fastest that its own options and a channels_last image give. The
 published RISE code multiplies the image by masks kept at full size, 100 at a time; it calls .cuda(), so its few lines
@@ -33,7 +33,7 @@ def main() -> None:
     )
     print_head("Attribution at the input", ["captum"], chosen.device)
     rows: list[Row] = []
-    for name in ("lite0",) if chosen.quick else ("lite0", "torchvision:resnet18"):
+    for name in ("lite0", "torchvision:resnet18"):
         model = load_model(name, device=chosen.device).eval()
         image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(chosen.device)
         with torch.no_grad():
