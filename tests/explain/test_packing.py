@@ -79,3 +79,43 @@ def test_copies_without_a_gradient_are_run_packed_where_there_are_many():
     assert isinstance(norms(64, False), PackedConvolutions)
     assert not isinstance(norms(2, False), PackedConvolutions)
     assert not isinstance(norms(64, True), PackedConvolutions)
+
+
+class Several(nn.Module):
+    """Convolutions that are given one image at a time, float64, and bfloat16 by an autocast of the network's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3).double()
+        self.mixed, self.third, self.head = nn.Linear(8, 8), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.stack([self.first(image) for image in x]).relu()
+        x = self.second(x.double()).relu().float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.third(self.mixed(x.movedim(1, -1)).movedim(-1, 1))
+        return self.head(x.float().mean(dim=(2, 3)))
+
+
+def test_what_the_packed_operator_does_not_take_is_run_by_the_convolution():
+    torch.manual_seed(0)
+    model, images = Several().eval(), pictures()
+    with torch.no_grad():
+        own = model(images)
+        with PackedConvolutions(model, FoldedNorms(model)):
+            assert torch.equal(model(images), own)
+
+
+def test_norms_are_folded_where_no_convolution_can_be_packed():
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+    model = nn.Sequential(first, nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    norms = Copies.of(model, pictures(), 1, "test", None, backward=False, each=64).norms
+    assert isinstance(norms, PackedConvolutions)
+    with norms:
+        assert "forward" in model[1].__dict__
+
+
+def test_who_turned_onednn_off_gets_no_packed_weights(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not can_pack()

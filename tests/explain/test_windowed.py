@@ -193,3 +193,27 @@ def test_occlusion_gives_the_same_map_with_and_without(dtype, monkeypatch):
     assert fast.notes["crops_up_to"] is not None
     assert slow.notes["crops_up_to"] is None
     torch.testing.assert_close(fast.map, slow.map, rtol=0, atol=1e-4 * float(slow.map.abs().max()))
+
+
+class Remembering(nn.Module):
+    """Keeps statistics in eval mode, too: one in place, one as a new tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 8, 3), *head(8))
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("count", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.mean.lerp_(x.mean(dim=(0, 2, 3)), 0.1)
+        self.count = self.count + x.mean(dim=(0, 2, 3))
+        return self.rest(x)
+
+
+def test_a_network_keeps_no_memory_of_the_probe():
+    torch.manual_seed(0)
+    model = Remembering()
+    _, _, found = scores(model, pictures(1, (40, 40)), (5, 6), grid((40, 40), 6))
+    assert found.layer is not None
+    assert all(buffer.isfinite().all() for buffer in model.buffers())

@@ -137,6 +137,11 @@ def test_results_larger_than_a_cache(backend: str) -> None:
     assert apart(*gradients) < 1e-5
 
 
+def test_no_channels_give_no_channels():
+    none, B = torch.zeros(1, 0, 4), torch.zeros(1, 2, 4)
+    assert selective_scan(none, none, torch.zeros(0, 2), B, B, backend="reference").shape == (1, 0, 4)
+
+
 @pytest.mark.parametrize("backend", HERE)
 def test_a_gradient_of_the_last_state_alone(backend: str) -> None:
     p = problem(dtype=torch.float64)

@@ -121,9 +121,9 @@ class Copies:
         Args:
             packed: whether convolutions also run on packed weights, which give no gradient.
         """
-        norms: FoldedNorms | PackedConvolutions = FoldedNorms(self.model, self.layout)
-        if packed and can_pack() and self.layout == torch.channels_last:
-            norms = PackedConvolutions(self.model, norms)
+        folded = FoldedNorms(self.model, self.layout)
+        packs = packed and can_pack() and self.layout == torch.channels_last
+        norms = PackedConvolutions(self.model, folded) if packs else folded
         if not norms:
             return self
         with torch.no_grad(), norms:

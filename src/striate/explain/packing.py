@@ -12,25 +12,27 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from striate.explain.folding import FoldedNorms
+
 __all__ = ["PackedConvolutions", "can_pack"]
 
 
 def can_pack() -> bool:
-    """Whether this build of PyTorch has oneDNN, and what its compiler calls to run convolutions on packed weights."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    """Whether oneDNN is in use, and PyTorch has what its compiler calls to run convolutions on packed weights."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and bool(mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 class PackedConvolutions(AbstractContextManager[None]):
-    """Run ``model`` inside a ``with`` block with the weights of its convolutions packed; the numbers are the same.
+    """Run ``model`` inside a ``with`` block with the weights of its convolutions packed; only rounding differs.
 
-    Left alone are convolutions with hooks of their own or padding that is not zeros, subclasses with a forward of their
-    own, and calls that need a gradient.
+    Left alone are convolutions with padding that is not zeros, subclasses with a forward of their own, and calls that
+    need a gradient, run under autocast, or bring anything but float32 images (N, C, H, W).
 
     Args:
         model: in eval mode with float32 weights on a CPU. The weights are read here, once.
-        within: what is entered first, here and in each block: :class:`striate.explain.folding.FoldedNorms`.
+        within: entered first, here and in each block: the weights that are packed are the folded ones.
 
-    >>> from striate.explain.folding import FoldedNorms
     >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     >>> image = torch.rand(1, 3, 8, 8)
     >>> with torch.no_grad(), PackedConvolutions(network, FoldedNorms(network)):
@@ -39,14 +41,14 @@ class PackedConvolutions(AbstractContextManager[None]):
     True
     """
 
-    def __init__(self, model: nn.Module, within: AbstractContextManager[None]) -> None:
+    def __init__(self, model: nn.Module, within: FoldedNorms) -> None:
         self._within = within
         convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         with within, torch.no_grad():
             self._forwards = {module: _packed(module) for module in convolutions if _plain(module)}
 
     def __bool__(self) -> bool:
-        return bool(self._forwards)
+        return bool(self._forwards or self._within)
 
     def __enter__(self) -> None:
         self._within.__enter__()
@@ -77,7 +79,8 @@ def _packed(convolution: nn.Conv2d) -> Callable[[Tensor], Tensor]:
     bias, original = convolution.bias, convolution.forward
 
     def forward(images: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and images.requires_grad:
+        usual = images.dim() == 4 and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not usual or (torch.is_grad_enabled() and images.requires_grad):
             return original(images)
         return run(images, weight, bias, *geometry, "none", [], "")
 

@@ -13,7 +13,7 @@ gained. Whether crops give the network's own scores is measured before they are 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, Self
@@ -125,8 +125,8 @@ class Windowed:
 
     def _altered(self, images: Tensor, corners: Tensor, starts: Tensor, size: tuple[int, int]) -> Tensor:
         """Return parts of copies, (b, C, *size), from the rows and columns ``starts`` (b, 2) on."""
-        parts = self._images.new_empty(len(images), self._images.shape[1], *size)
-        parts = parts.contiguous(memory_format=self._copies.layout)
+        shape, own = (len(images), self._images.shape[1], *size), self._images
+        parts = torch.empty(shape, dtype=own.dtype, device=own.device, memory_format=self._copies.layout)
         for part, image, corner, start in zip(parts, images.tolist(), corners.tolist(), starts.tolist(), strict=True):
             rows, columns = (slice(first, first + length) for first, length in zip(start, size, strict=True))
             part.copy_(self._images[image, :, rows, columns])
@@ -229,6 +229,7 @@ def _best_layer(copies: Copies, images: Tensor, window: tuple[int, int]) -> _Lay
             found[module] = work, down, _Side.of(images.shape[-1], touched.any(dim=0), columns, window[1])
 
     with ExitStack() as hooks:
+        hooks.enter_context(_buffers_kept(copies.model))
         for module in copies.model.modules():
             if not any(True for _ in module.children()):
                 hooks.callback(module.register_forward_hook(count).remove)
@@ -246,6 +247,21 @@ def _best_layer(copies: Copies, images: Tensor, window: tuple[int, int]) -> _Lay
     ]
     best = max(layers, key=lambda layer: layer.saved, default=None)
     return best if best is not None and best.saved >= _WORTH else None
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put buffers back: a statistic that a network keeps in eval mode, too, must not learn of numbers that are none."""
+    before = [
+        (m, name, own, own.clone()) for m in model.modules() for name, own in m._buffers.items() if own is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, own, values in before:
+            module._buffers[name] = own
+            if not torch.equal(own, values):
+                own.copy_(values)
 
 
 def _in_a_row(model: nn.Module) -> Iterator[nn.Module]:

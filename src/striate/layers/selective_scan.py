@@ -450,7 +450,7 @@ def _check(
     for name, tensor in (("D", D), ("delta_bias", bias)):
         if tensor is not None and tensor.shape != (dim,):
             raise InputError(name, owner, allowed=f"({dim},)", got=tuple(tensor.shape))
-    if not torch.compiler.is_compiling() and A.device.type == "cpu" and A.detach().max().item() > 0:
+    if not torch.compiler.is_compiling() and A.device.type == "cpu" and A.numel() and A.detach().max() > 0:
         warnings.warn(
             "selective_scan: A has positive entries, so states grow without bound along the sequence; A is usually "
             "-exp(A_log).",
