@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from striate.explain.batching import Copies
 from striate.explain.folding import FoldedNorms
+from striate.explain.gradient import IntegratedGradients
 from striate.explain.packing import PackedConvolutions, can_pack
+from striate.explain.rise import RISE
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no oneDNN")
 
@@ -62,23 +66,79 @@ def test_the_network_leaves_as_it_came_also_after_an_error():
     assert torch.equal(model(pictures()), network()(pictures()))
 
 
-def test_a_gradient_goes_through_the_convolutions_themselves():
+@settings(max_examples=150, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from([1, 2, 6]),
+    widths=st.sampled_from([(6, 6), (6, 12), (12, 6)]),
+    size=st.tuples(st.integers(10, 15), st.integers(10, 15)),
+    n=st.integers(1, 3),
+    classical=st.booleans(),
+)
+def test_any_geometry_gives_the_gradient_of_the_convolution(
+    kernel, stride, padding, dilation, groups, widths, size, n, classical
+):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(*widths, kernel, stride, padding, dilation, groups).requires_grad_(False)
+    images = torch.randn(n, widths[0], *size).requires_grad_()
+    own = convolution(images)
+    weights = torch.randn_like(own)
+    weights = weights if classical else weights.contiguous(memory_format=torch.channels_last)
+    (expected,) = torch.autograd.grad(own, images, weights)
+    with PackedConvolutions(convolution, FoldedNorms(convolution)):
+        response = convolution(images)
+        assert "Convolution" in type(response.grad_fn).__name__
+        assert type(response.grad_fn) is not type(own.grad_fn)
+        (gradient,) = torch.autograd.grad(response, images, weights)
+    torch.testing.assert_close(response, own, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_that_is_the_same_everywhere_is_taken():
     model, images = network().requires_grad_(False), pictures().requires_grad_()
-    (own,) = torch.autograd.grad(model(images).sum(), images)
+    (own,) = torch.autograd.grad(model[:6](images).sum(), images)
     with PackedConvolutions(model, FoldedNorms(model)):
-        (within,) = torch.autograd.grad(model(images).sum(), images)
+        (within,) = torch.autograd.grad(model[:6](images).sum(), images)
     torch.testing.assert_close(within, own, rtol=1e-4, atol=1e-6)
 
 
-def test_copies_without_a_gradient_are_run_packed_where_there_are_many():
-    model, images = network(), pictures()
+def test_weights_that_are_to_be_trained_get_their_gradient():
+    model = network()
+    with PackedConvolutions(model, FoldedNorms(model)):
+        model(pictures()).sum().backward()
+    assert model[3].weight.grad is not None
 
-    def norms(each: int, backward: bool) -> object:
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_copies_are_run_packed_where_there_are_many(backward):
+    model, images = network().requires_grad_(False), pictures()
+
+    def norms(each: int) -> object:
         return Copies.of(model, images, 1, "test", None, backward=backward, each=each).norms
 
-    assert isinstance(norms(64, False), PackedConvolutions)
-    assert not isinstance(norms(2, False), PackedConvolutions)
-    assert not isinstance(norms(64, True), PackedConvolutions)
+    assert isinstance(norms(64), PackedConvolutions)
+    assert not isinstance(norms(2), PackedConvolutions)
+
+
+class Mapped(nn.Module):
+    """A convolution under a transform, which the packed operator has no rule for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.vmap(self.first, in_dims=1)(x[:, :, None]).amax(dim=(0, 3, 4)))
+
+
+@pytest.mark.parametrize("explainer", [IntegratedGradients(Mapped().eval(), n_steps=32), RISE(Mapped().eval())])
+def test_a_network_with_transforms_of_its_own_is_run_as_it_is(explainer):
+    images = pictures()
+    assert explainer.attribute(images, 1).map.shape == (3, 19, 26)
 
 
 class Several(nn.Module):

@@ -16,6 +16,7 @@ from striate.engine.pages import keep_pages
 from striate.errors import InputError, ModelError
 from striate.explain.base import Target, resolve_target, score
 from striate.explain.folding import FoldedNorms
+from striate.explain.forwards import responding
 from striate.explain.packing import PackedConvolutions, can_pack
 
 __all__ = [
@@ -63,8 +64,7 @@ class Copies:
         logits: (N, classes) of the images themselves, at least float32.
         batch: copies in one call.
         layout: memory format in which copies are handed to the model.
-        norms: inside it the model runs with batch norms folded and, without a gradient, on packed weights, where that
-            pays.
+        norms: inside it the model runs with batch norms folded and on packed weights, where that pays.
     """
 
     model: nn.Module
@@ -113,21 +113,26 @@ class Copies:
         foldable = (
             inputs.device.type == "cpu" and inputs.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         )
-        return plain.folded(packed=not backward) if foldable and each >= _MANY[backward] else plain
+        return plain.folded(backward=backward) if foldable and each >= _MANY[backward] else plain
 
-    def folded(self, *, packed: bool) -> Self:
+    def folded(self, *, backward: bool) -> Self:
         """Return these with batch norms folded, or these where that does not give the network's own scores.
 
         Args:
-            packed: whether convolutions also run on packed weights, which give no gradient.
+            backward: see :meth:`of`.
         """
         folded = FoldedNorms(self.model, self.layout)
-        packs = packed and can_pack() and self.layout == torch.channels_last
+        packs = can_pack() and self.layout == torch.channels_last
         norms = PackedConvolutions(self.model, folded) if packs else folded
         if not norms:
             return self
-        with torch.no_grad(), norms:
-            logits = _in_batches(self.model, self.inputs, self.batch, self.layout)
+        # With a graph where there will be one: what cannot be run with it is to be seen here.
+        with torch.set_grad_enabled(backward), norms:
+            images = self.inputs.detach().requires_grad_(backward)
+            try:
+                logits = _in_batches(lambda part: self.model(part).detach(), images, self.batch, self.layout)
+            except RuntimeError:  # a transform of torch.func, say
+                return self
         apart = (logits - self.logits).abs().amax(dim=1)
         same = bool((apart <= ROUNDING * self.logits.abs().amax(dim=1)).all())
         return replace(self, logits=logits, norms=norms) if same else self
@@ -162,17 +167,28 @@ class Copies:
         with torch.no_grad():
             return self.score(self.answers(copies), images, probability=probability)
 
-    def gradients(self, copies: Tensor, images: Tensor) -> Tensor:
-        """Return d score / d copy, (b, C, H, W), for one batch of copies."""
+    def gradients(
+        self, copies: Tensor, images: Tensor, *, weights: Tensor | None = None, at: nn.Module | None = None
+    ) -> Tensor:
+        """Return d score / d copy, (b, C, H, W), for one batch of copies, times ``weights`` (b,).
+
+        Args:
+            copies: (b, C, H, W), or with ``at`` what that layer is to respond to the images, (b, …).
+            images: (b,) which image each is a copy of.
+            weights: None is 1 for each.
+            at: a layer at whose response the gradient is taken, in place of the pixels.
+        """
         copies = copies.detach().contiguous(memory_format=self.layout).requires_grad_()
-        with self.norms:  # around the backward pass too: a checkpointed block runs again in it
-            values = self.score(self.model(copies), images)
+        # A clone: what is above a layer may change its response in place.
+        replaced = nullcontext() if at is None else responding(at, copies.clone())
+        with self.norms, replaced:  # around the backward pass too: a checkpointed block runs again in it
+            values = self.score(self.model(copies if at is None else self.pick(self.inputs, images)), images)
             if not values.requires_grad:
                 raise ModelError(
                     f"The score of {type(self.model).__name__} has no gradient with respect to its input: something in "
                     "forward() cuts the graph (no_grad, detach, rounding). Use a perturbation method, e.g. RISE."
                 )
-            return torch.autograd.grad(values.sum(), copies)[0]
+            return torch.autograd.grad(values, copies, torch.ones_like(values) if weights is None else weights)[0]
 
     def pick(self, values: Tensor, images: Tensor) -> Tensor:
         """Return ``values[images]`` of values (N, …) that each image has; without copying where there is one image."""
@@ -259,7 +275,7 @@ def reliability_check(*halves: Tensor) -> Check:
     )
 
 
-def _in_batches(model: nn.Module, images: Tensor, batch: int, layout: torch.memory_format) -> Tensor:
+def _in_batches(model: Callable[[Tensor], Tensor], images: Tensor, batch: int, layout: torch.memory_format) -> Tensor:
     chunks = images.split(batch)
     answers = [model(chunk.contiguous(memory_format=layout)) for chunk in chunks]
     # What is no (n, classes) tensor goes back as it is: resolve_target says what is wrong with it.

@@ -11,7 +11,6 @@ response replaced, which is slower and gives the same numbers, and ``Tail.exact`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from striate.engine.model import get_layer, layer_name
 from striate.errors import InputError, LayerError, ModelError
 from striate.explain.batching import laid_out
+from striate.explain.forwards import not_called, replaced_forwards
 
 __all__ = ["Response", "Tail", "respond"]
 
@@ -64,10 +64,10 @@ def respond(model: nn.Module, layer: str | nn.Module, inputs: Tensor) -> Respons
             leaf = _tensor(original(*arguments, **named), model, module).detach().requires_grad_()
             return leaf.clone()
 
-        with torch.enable_grad(), _forwards({**forwards, module: forward}):
+        with torch.enable_grad(), replaced_forwards({**forwards, module: forward}):
             output = model(inputs.contiguous(memory_format=layout))
         if leaf is None:
-            raise _not_called(model, module)
+            raise not_called(model, module)
         return Response(output, leaf, layout)
 
     return laid_out(run, inputs)[0]
@@ -170,10 +170,10 @@ class Tail:
 
     def _record(self, copied: bool) -> _Plan:
         recorder = _Recorder(self._model, self.layer, copied)
-        with _forwards({module: recorder.watch(module) for module in self._model.modules()}):
+        with replaced_forwards({module: recorder.watch(module) for module in self._model.modules()}):
             output = self._model(self._inputs)
         if recorder.response is None:
-            raise _not_called(self._model, self.layer)
+            raise not_called(self._model, self.layer)
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(self._inputs):
             raise ModelError(f"{type(self._model).__name__} must return one tensor with a row for each image.")
         if not torch.isfinite(output).all():
@@ -221,7 +221,7 @@ class Tail:
 
             return forward
 
-        with _forwards({module: replay(module) for module in {*recorded, self.layer}}):
+        with replaced_forwards({module: replay(module) for module in {*recorded, self.layer}}):
             output = start(*arguments, **(named or {}))
         if called != skip + 1:
             raise RuntimeError(f"the layer was called {called} times where {skip + 1} were recorded")
@@ -328,22 +328,6 @@ class _Recorder:
         return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, output)
 
 
-@contextmanager
-def _forwards(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules run other functions as their ``forward``; all is put back, also after an exception."""
-    before = [(module, module.__dict__.get("forward", _NONE)) for module in replacements]
-    try:
-        for module, forward in replacements.items():
-            module.__dict__["forward"] = forward
-        yield
-    finally:
-        for module, forward in before:
-            if forward is _NONE:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = forward
-
-
 def _pick(leaf: Any, n: int, m: int, samples: int | Tensor | None) -> Any:
     """Return rows of a recorded tensor for m responses; what does not follow the batch stays as it is."""
     if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != n or samples is None:
@@ -359,12 +343,6 @@ def _tensor(output: Any, model: nn.Module, module: nn.Module) -> Tensor:
     raise LayerError(
         f"'{layer_name(model, module)}' returns a {type(output).__name__}, not one tensor; choose the layer inside "
         "or after it that does."
-    )
-
-
-def _not_called(model: nn.Module, module: nn.Module) -> LayerError:
-    return LayerError(
-        f"'{layer_name(model, module)}' was not called in the forward pass, so it has no response to explain."
     )
 
 

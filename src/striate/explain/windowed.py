@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from striate.engine.model import layer_name
 from striate.errors import StriateError
 from striate.explain.batching import ROUNDING, Copies
+from striate.explain.forwards import response_of
 from striate.explain.tail import Tail
 
 __all__ = ["Windowed"]
@@ -106,7 +107,7 @@ class Windowed:
         places = [(layer.down.place(y), layer.across.place(x)) for y, x in corners.tolist()]
         starts = torch.tensor([(rows.start, columns.start) for rows, columns in places])
         crops = self._altered(images, corners, starts, (layer.down.crop, layer.across.crop))
-        changed = _response(self._copies.model, layer.module, crops)
+        changed = response_of(self._copies.model, layer.module, crops)
         logits = []
         for part in _runs(images, 2 * self._copies.batch):  # responses above are smaller than images
             tail = self._tail_on(int(images[part[0]]), layer)
@@ -284,26 +285,3 @@ def _runs(images: Tensor, most: int) -> Iterator[list[int]]:
     for _, group in groupby(range(len(images)), key=images.tolist().__getitem__):
         run = list(group)
         yield from (run[start : start + most] for start in range(0, len(run), most))
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass at a layer."""
-
-    def __init__(self, response: Tensor) -> None:
-        self.response = response
-
-
-def _response(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    """Return a layer's response, running nothing above it."""
-
-    def leave(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        raise _ReachedError(output)
-
-    hook = layer.register_forward_hook(leave)
-    try:
-        model(images)
-    except _ReachedError as reached:
-        return reached.response
-    finally:
-        hook.remove()
-    raise RuntimeError("the layer was not reached")
