@@ -74,21 +74,21 @@ def test_any_geometry_gives_the_scores_of_whole_copies(height, width, kernels, s
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "layer"),
+    ("name", "size", "layers"),
     [
-        ("tf_efficientnet_lite0", 128, "blocks.1.1"),
-        ("resnet18", 160, "layer1.1"),
-        ("mobilenetv2_100", 128, "blocks.1.1"),
-        ("vgg11", 128, "features.9"),
-        ("densenet121", 192, "features.transition1.conv"),
-        ("efficientnet_b0", 128, None),  # a gate in every block
+        ("tf_efficientnet_lite0", 128, ["blocks.1.0", "blocks.1.1", "blocks.2.0"]),
+        ("resnet18", 160, ["layer1.0", "layer1.1"]),
+        ("mobilenetv2_100", 128, ["blocks.1.0", "blocks.2.0"]),
+        ("vgg11", 128, ["features.4", "features.9"]),
+        ("densenet121", 192, ["features.norm0", "features.transition1.conv"]),
+        ("efficientnet_b0", 128, []),  # a gate in every block
     ],
 )
-def test_a_stage_of_known_networks_is_found(name, size, layer):
+def test_stages_of_known_networks_are_found(name, size, layers):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5)
     fast, slow, found = scores(model, pictures(1, (size, size)), (12, 12), grid((size, size), 22))
-    assert found.layer == layer
+    assert found.layers == layers
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
 
 
@@ -160,15 +160,15 @@ def test_networks_that_crops_do_not_fit_are_run_whole_or_divided_elsewhere(build
     torch.manual_seed(0)
     fast, slow, found = scores(build(), pictures(2, (40, 40)), (5, 6), grid((40, 40), 9))
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
-    assert found.layer not in {"second", "rest.0"} if build is Shortcut else found.layer in {None, "first"}
+    assert found.layers in ([], ["first"])
 
 
 def test_few_windows_are_run_whole():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head(8))
     corners = grid((60, 60), 8)
-    assert scores(model, pictures(1, (60, 60)), (5, 5), corners)[2].layer is not None
-    assert scores(model, pictures(1, (60, 60)), (5, 5), corners[:20])[2].layer is None
+    assert scores(model, pictures(1, (60, 60)), (5, 5), corners)[2].layers
+    assert scores(model, pictures(1, (60, 60)), (5, 5), corners[:20])[2].layers == []
 
 
 def test_the_network_leaves_as_it_came():
@@ -177,7 +177,7 @@ def test_the_network_leaves_as_it_came():
     before = [dict(module.__dict__, _forward_hooks=dict(module._forward_hooks)) for module in model.modules()]
     with pytest.warns(striate.errors.TrainModeWarning):
         result = Occlusion(model, window=6, stride=6).attribute(pictures(2, (44, 44)))
-    assert result.notes["crops_up_to"] is not None
+    assert result.notes["crops_up_to"]
     for module, attributes in zip(model.modules(), before, strict=True):
         assert dict(module.__dict__, _forward_hooks=dict(module._forward_hooks)) == attributes
 
@@ -190,9 +190,31 @@ def test_occlusion_gives_the_same_map_with_and_without(dtype, monkeypatch):
     fast = Occlusion(model, window=(14, 20), stride=(9, 20), baseline=images.flip(3)).attribute(images)
     monkeypatch.setattr(windowed, "_MANY", 10**9)
     slow = Occlusion(model, window=(14, 20), stride=(9, 20), baseline=images.flip(3)).attribute(images)
-    assert fast.notes["crops_up_to"] is not None
-    assert slow.notes["crops_up_to"] is None
+    assert fast.notes["crops_up_to"]
+    assert slow.notes["crops_up_to"] == []
     torch.testing.assert_close(fast.map, slow.map, rtol=0, atol=1e-4 * float(slow.map.abs().max()))
+
+
+class Past(nn.Module):
+    """Something goes past the second stage, and nothing past the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1))
+        self.second = nn.Sequential(nn.Conv2d(16, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 16, 3, padding=1))
+        self.rest = nn.Sequential(nn.MaxPool2d(4), *head(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.rest(x + self.second(x))
+
+
+def test_where_something_goes_past_an_upper_layer_the_lower_ones_divide():
+    torch.manual_seed(0)
+    fast, slow, found = scores(Past(), pictures(2, (96, 96)), (7, 6), grid((96, 96), 19))
+    assert found.layers
+    assert all(layer.startswith("first") for layer in found.layers)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
 
 
 class Remembering(nn.Module):
@@ -215,5 +237,5 @@ def test_a_network_keeps_no_memory_of_the_probe():
     torch.manual_seed(0)
     model = Remembering()
     _, _, found = scores(model, pictures(1, (40, 40)), (5, 6), grid((40, 40), 6))
-    assert found.layer is not None
+    assert found.layers
     assert all(buffer.isfinite().all() for buffer in model.buffers())

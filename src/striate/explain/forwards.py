@@ -52,11 +52,11 @@ class _ReachedError(Exception):
         self.response = response
 
 
-def response_of(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    """Return a layer's response (N, …) to images (N, C, H, W), running nothing above it; of several calls the first.
+def response_of(run: Callable[[Tensor], Any], layer: nn.Module, images: Tensor) -> Tensor:
+    """Return a layer's response (N, …) in ``run(images)``, of several calls the first, running nothing above it.
 
     Raises:
-        LayerError: the layer was not called.
+        RuntimeError: the layer was not called.
     """
 
     def leave(module: nn.Module, arguments: Any, output: Tensor) -> None:
@@ -64,12 +64,12 @@ def response_of(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
 
     hook = layer.register_forward_hook(leave)
     try:
-        model(images)
+        run(images)
     except _ReachedError as reached:
         return reached.response
     finally:
         hook.remove()
-    raise not_called(model, layer)
+    raise RuntimeError("the layer was not reached")
 
 
 def not_called(model: nn.Module, module: nn.Module) -> LayerError:

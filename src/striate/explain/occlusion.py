@@ -79,7 +79,7 @@ class Occlusion(Explainer):
             "window": list(window),
             "stride": list(stride),
             "windows": falls[0].numel(),
-            "crops_up_to": covered.layer,
+            "crops_up_to": covered.layers,
         }
         return RawMap(maps, copies.target, _order_check(copies, maps, baseline), notes=notes)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from striate.errors import LayerError
 from striate.explain.batching import ROUNDING, Copies
 from striate.explain.forwards import responding, response_of
 
@@ -51,7 +50,7 @@ class Stem:
         stem = replace(self, layer=layer)
         try:
             return stem if stem._holds(layer, answers) else self
-        except (LayerError, RuntimeError):  # it is never called; it is called on another shape
+        except RuntimeError:  # it is never called, or on another shape
             return self
 
     def ends(self) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ response replaced, which is slower and gives the same numbers, and ``Tail.exact`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,11 @@ class Tail:
             raise InputError("responses", "Tail", allowed=allowed, got=tuple(responses.shape))
         if samples is None and m != n:
             raise InputError("responses", "Tail", allowed=f"{n} rows unless samples are given", got=m)
+        return self.run(responses, samples)
+
+    def run(self, responses: Tensor, samples: int | Tensor | None = None) -> Any:
+        """Return what the model does with responses of any size: crops, say, up to a layer at which the pass ends."""
+        n, m = len(self._inputs), len(responses)
         if not self.exact:
             inputs = _pick(self._inputs, n, m, samples)
             return self._run(responses, self._model, (inputs,), skip=self._plan.calls - 1)
@@ -168,10 +174,39 @@ class Tail:
         recorded = {module: self._replay(outputs, m, samples) for module, outputs in self._plan.replays.items()}
         return self._run(responses, start.module, arguments, named=named, recorded=recorded)
 
+    @classmethod
+    def several(cls, model: nn.Module, layers: Sequence[nn.Module], inputs: Tensor) -> list[Self]:
+        """Record one pass for the tails above several layers.
+
+        Whether these give the network's own output is for the caller to measure.
+
+        Args:
+            model, inputs: see :class:`Tail`.
+            layers: each called once.
+        """
+        recorders = [_Recorder(model, layer, copied=False) for layer in layers]
+        with ExitStack() as watched, torch.no_grad():
+            for recorder in recorders:
+                watching = {module: recorder.watch(module) for module in model.modules()}
+                watched.enter_context(replaced_forwards(watching))
+            output = model(inputs)
+        return [cls._of(model, inputs, recorder, output) for recorder in recorders]
+
+    @classmethod
+    def _of(cls, model: nn.Module, inputs: Tensor, recorder: _Recorder, output: Any) -> Self:
+        tail = cls.__new__(cls)
+        tail._model, tail._inputs = model, inputs
+        tail.layer, tail.exact, tail.reason = recorder.layer, True, ""
+        tail._plan, tail._copied = tail._take(recorder, output), recorder.copied
+        return tail
+
     def _record(self, copied: bool) -> _Plan:
         recorder = _Recorder(self._model, self.layer, copied)
         with replaced_forwards({module: recorder.watch(module) for module in self._model.modules()}):
             output = self._model(self._inputs)
+        return self._take(recorder, output)
+
+    def _take(self, recorder: _Recorder, output: Any) -> _Plan:
         if recorder.response is None:
             raise not_called(self._model, self.layer)
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(self._inputs):
