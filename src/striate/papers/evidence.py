@@ -41,7 +41,7 @@ _METHODS = (
     "theory",
     "tasks",
 )
-_MACHINERY = frozenset({"__init__.py", "catalogue.py", "evidence.py", "runner.py", "scoreboard.py"})
+_MACHINERY = frozenset({"__init__.py", "catalogue.py", "evidence.py", "judge.py", "runner.py", "scoreboard.py"})
 
 
 class Step(BaseModel):
