@@ -11,7 +11,8 @@ import torch
 from torchvision import models
 
 from striate.papers.base import Judgement
-from striate.papers.explainable_robust import REPRODUCTION, _single_box
+from striate.papers.explainable_robust import REPRODUCTION
+from striate.papers.explainable_robust_imagenet import _single_box
 
 GRADIENT = ("gradient", "input-x-gradient", "integrated-gradients", "gradient-shap")
 OTHER = ("cam", "grad-cam", "rise", "lime", "meaningful-perturbation")

@@ -499,16 +499,21 @@ def test_the_recipe_counts_methods_and_not_other_papers(tmp_path: Path, monkeypa
         copy(source / part, root / part)
     monkeypatch.setattr(evidence_module, "__file__", str(root / "papers" / "evidence.py"))
     before = sources("xgrad-cam")
-    for harmless in ("papers/das.py", "papers/scoreboard.py", "papers/catalogue.toml"):
+    other_papers = ("papers/das.py", "papers/explainable_robust_imagenet.py")
+    for harmless in (*other_papers, "papers/scoreboard.py", "papers/judge.py", "papers/catalogue.toml"):
         with (root / harmless).open("a") as file:
             file.write("\n# another line\n")
     assert sources("xgrad-cam") == before
-    for telling in ("papers/xgrad_cam.py", "papers/base.py", "engine/stats.py"):
+    for telling in ("papers/xgrad_cam.py", "papers/base.py", "papers/measure.py", "engine/stats.py"):
         with (root / telling).open("a") as file:
             file.write("\n# another line\n")
         after = sources("xgrad-cam")
         assert after != before
         before = after
+    whole = sources("explainable-robust")
+    with (root / "papers/explainable_robust_imagenet.py").open("a") as file:
+        file.write("\n# another line\n")
+    assert sources("explainable-robust") != whole
 
 
 def test_an_outcome_is_short_to_look_at(experiment: Experiment, tmp_path: Path) -> None:

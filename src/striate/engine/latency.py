@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from striate.engine.state import device_of, inspected, seeded
 from striate.errors import InputError
 
-__all__ = ["Comparison", "compare_latency", "latency"]
+__all__ = ["Comparison", "compare_latency", "latency", "wall_seconds"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def latency(model: nn.Module, images: Tensor, *, repeats: int = 15, warmup: int 
     with torch.inference_mode(), inspected(model, warn=False, exact=False):
         for _ in range(warmup):
             model(x)
-        return np.array([_seconds(lambda: model(x), x.device) for _ in range(repeats)])
+        return np.array([wall_seconds(lambda: model(x), x.device) for _ in range(repeats)])
 
 
 def compare_latency(
@@ -98,12 +98,21 @@ def compare_latency(
         times = np.empty((repeats, 2))
         for turn in range(repeats):
             for side in (0, 1) if turn % 2 else (1, 0):
-                times[turn, side] = _seconds(*sides[side])
+                times[turn, side] = wall_seconds(*sides[side])
     one, two = np.median(times, axis=0)
     low, high = np.quantile(times[:, 0] / times[:, 1], [0.25, 0.75])
     return Comparison(
         float(one), float(two), float(one / two), float(low), float(high), repeats, torch.get_num_threads(), training
     )
+
+
+def wall_seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Return wall seconds of one call, what it left to do on ``device`` included."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _pass(model: nn.Module, x: Tensor) -> Callable[[], Any]:
@@ -120,14 +129,6 @@ def _step(model: nn.Module, x: Tensor) -> Callable[[], Any]:
         sum(leaf.sum() for leaf in tree_leaves(twin(x)) if isinstance(leaf, Tensor)).backward()  # type: ignore[union-attr]
 
     return step
-
-
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-__all__ = ["VERDICTS", "Judgement", "Predicate", "Reproduction", "Run", "Scale", "Verdict"]
+__all__ = ["VERDICTS", "Judgement", "Predicate", "Reproduction", "Run", "Scale", "Verdict", "subplots"]
 
 Scale = Literal["smoke", "laptop", "paper"]
 Verdict = Literal["reproduced", "direction only", "not reproduced", "inconclusive", "not testable here"]
@@ -118,6 +118,19 @@ class Run:
         """Record a fact of the set-up (which data, which network, sizes) in the evidence."""
         self.setup[name] = value
 
+    def data_root(self, what: str) -> Path:
+        """Return the root of the real data set.
+
+        Args:
+            what: is looked for there, in words.
+
+        Raises:
+            RunError: the run was given none.
+        """
+        if self.data is None:
+            raise RunError(f"The paper scale needs {what}: --data FOLDER, or --dry-run.")
+        return self.data
+
     def step(self, name: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Measure once: a finished step is read back instead of being run again.
 
@@ -173,3 +186,10 @@ class Run:
             except (ValueError, KeyError) as error:
                 raise RunError(f"{path} is damaged ({error}); delete it and run again.") from error
         return measured
+
+
+def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
+    """Return figure and axes of ``matplotlib.pyplot.subplots``; matplotlib is imported only where a figure is drawn."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(*shape, **options)

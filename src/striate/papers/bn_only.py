@@ -38,15 +38,18 @@ from striate.learn.gamma import gamma_report, prune_gamma_
 from striate.learn.grad_mask import random_parameter_mask
 from striate.learn.random_init import init_bn, init_weights
 from striate.models.cifar_resnet import cifar_resnet
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
-from striate.papers.frozen_training import (
-    SmallImages,
-    cifar10_images,
-    count_correct,
-    fashion_images,
-    random_images,
-    train_arm,
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.frozen_training import SmallImages, cifar10_images, fashion_images, random_images, train_arm
+from striate.papers.judge import (
+    differences,
+    find_records,
+    group_records,
+    not_testable,
+    percent,
+    show_range,
+    show_signed,
 )
+from striate.papers.measure import count_correct, count_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,9 +96,6 @@ _SMOKE: _Networks = dict.fromkeys(_ARMS, ((8, 8),))
 _NETWORKS: Mapping[str, _Networks] = {"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER}
 
 
-# ------------------------------------------------------------------------------------------------- the lab book
-
-
 def run(run: Run) -> None:
     """Measure all that the predicates read."""
     data = _data(run)
@@ -124,17 +124,8 @@ def _data(run: Run) -> SmallImages:
 def _recipe(run: Run, seed: int) -> Recipe:
     epochs = 1 if run.dry_run else {"smoke": 7, "laptop": 4, "paper": 160}[run.scale]
     drops = (0.5, 0.75) if run.scale == "paper" else (0.6, 0.8)
-    return Recipe(
-        epochs=epochs,
-        batch_size=128,
-        optimizer="sgd",
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        schedule="step",
-        milestones=(drops[0] * epochs, drops[1] * epochs),
-        seed=seed,
-    )
+    at = (drops[0] * epochs, drops[1] * epochs)
+    return Recipe(epochs, 128, "sgd", 0.1, momentum=0.9, weight_decay=1e-4, schedule="step", milestones=at, seed=seed)
 
 
 def _build(arm: str, depth: int, width: int, in_chans: int, seed: int) -> nn.Module:
@@ -163,7 +154,7 @@ def _batch_norm_parameters(depth: int, width: int) -> int:
 def _small_width(at_least: int, in_chans: int) -> int:
     """Channels of the narrowest ResNet-8 with that many parameters."""
     with torch.device("meta"):
-        sizes = ((w, sum(p.numel() for p in cifar_resnet(8, w, in_chans).parameters())) for w in count(1))
+        sizes = ((w, count_parameters(cifar_resnet(8, w, in_chans))) for w in count(1))
         return next(width for width, parameters in sizes if parameters >= at_least)
 
 
@@ -173,11 +164,12 @@ def _measure(run: Run, data: SmallImages, arm: str, depth: int, width: int, seed
     what = f"{arm}, Kaiming normal, gamma uniform"
     model = train_arm(run, f"resnet{depth}x{width}", build, data, _recipe(run, seed), arm=what, augment=augment)
     images, labels = data.test
+    right = partial(count_correct, model, images, labels, batch_size=500)
     record: dict[str, Any] = {
-        "correct": count_correct(model, images, labels),
+        "correct": right(),
         "n": len(labels),
         "trained": _trained_entries(arm, model, seed),
-        "all": sum(parameter.numel() for parameter in model.parameters()),
+        "all": count_parameters(model),
     }
     with seeded(seed):
         record["start"] = gamma_report(build()).to_dict()["below"]
@@ -189,21 +181,18 @@ def _measure(run: Run, data: SmallImages, arm: str, depth: int, width: int, seed
     record["pruned"] = {}
     for tau in (0.01, 0.05):  # the smaller first: what it sets to zero the larger would too
         prune_gamma_(model, tau)
-        record["pruned"][f"{tau:g}"] = count_correct(model, images, labels)
+        record["pruned"][f"{tau:g}"] = right()
     return record
 
 
 def _trained_entries(arm: str, model: nn.Module, seed: int) -> int:
     if arm == "random":
         return sum(2 * conv.out_channels for conv in model.modules() if isinstance(conv, nn.Conv2d))
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return count_parameters(model, trainable=True)
 
 
 def _batches(run: Run, images: torch.Tensor) -> Any:
     return (x.float() / 255 if x.dtype == torch.uint8 else x for x in images.split(500))
-
-
-# ------------------------------------------------------------------------------------------------- predicates
 
 
 def _deepest(group: str) -> tuple[int, int]:
@@ -212,13 +201,12 @@ def _deepest(group: str) -> tuple[int, int]:
 
 def _accuracies(steps: Mapping[str, Any], group: str, *arms: str) -> dict[tuple[str, int, int], list[float]]:
     """(arm, depth, width) -> per cent by seed."""
-    found: dict[tuple[str, int, int], list[float]] = {}
-    for name in sorted(steps):
-        its_group, arm, shape, _ = name.split("/")
-        if its_group == group and arm in arms:
+    found = {}
+    for name, records in group_records(steps, group).items():
+        arm, shape = name.split("/")
+        if arm in arms:
             depth, width = (int(number) for number in shape.split("x"))
-            record = steps[name]
-            found.setdefault((arm, depth, width), []).append(100 * record["correct"] / record["n"])
+            found[arm, depth, width] = [percent(record) for record in records]
     return found
 
 
@@ -227,21 +215,16 @@ def _not_run(group: str) -> Judgement:
         reason = "CIFAR-10 is read at the paper scale only (--data); the other part measures the same on Fashion-MNIST."
     else:
         reason = "Not all the networks that this needs were trained."
-    return Judgement("not testable here", "–", "–", reason)
-
-
-def _shown(values: list[float]) -> str:
-    return f"{fmean(values):.1f} % [{min(values):.1f}, {max(values):.1f}]"
+    return not_testable(reason, "–")
 
 
 def _judge_far(group: str, steps: Mapping[str, Any]) -> Judgement:
-    """C1."""
     found, shape = _accuracies(steps, group, "bn", "all", "output"), _deepest(group)
     bn, full, output = (found.get((arm, *shape)) for arm in ("bn", "all", "output"))
     if not (bn and full and output):
         return _not_run(group)
-    measured = f"ResNet-{shape[0]}, batch norms only {_shown(bn)}"
-    control = f"all {_shown(full)}; output layer only {_shown(output)}"
+    measured = f"ResNet-{shape[0]}, batch norms only {show_range(bn)}"
+    control = f"all {show_range(full)}; output layer only {show_range(output)}"
     least, share = (78.0, 0.0) if group == "cifar10" else (50.0, 0.7)
     reached = fmean(bn) >= least and fmean(bn) >= share * fmean(full)
     if reached and min(bn) > max(output):
@@ -255,7 +238,6 @@ def _judge_far(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_elsewhere(group: str, steps: Mapping[str, Any]) -> Judgement:
-    """C2."""
     found = _accuracies(steps, group, "bn", "random", "small")
     networks = _PAPER if group == "cifar10" else _LAPTOP
     depths = [shape for shape in networks["random"] if ("random", *shape) in found and ("bn", *shape) in found]
@@ -272,7 +254,7 @@ def _judge_elsewhere(group: str, steps: Mapping[str, Any]) -> Judgement:
     if small:
         n = next(record["trained"] for name, record in steps.items() if name.startswith(f"{group}/small/"))
         control += f"; a small network trained whole ({n:,} parameters) {fmean(small):.1f} %"
-    shown = ", ".join(f"{gain:+.1f}" for gain in gains.values())
+    shown = show_signed(gains.values())
     if min(gains.values()) >= 5 and apart:
         return Judgement("reproduced", measured, control)
     if min(gains.values()) < 2:
@@ -293,8 +275,8 @@ def _judge_depth(group: str, steps: Mapping[str, Any]) -> Judgement:
     measured = "batch norms only " + ", ".join(f"{fmean(v):.1f} % ({d})" for d, v in zip(depths, values, strict=True))
     control = "a shallower network of the same width"
     steps_up = [fmean(deeper) - fmean(shallower) for shallower, deeper in pairwise(values)]
-    whole = [deepest - shallowest for shallowest, deepest in zip(values[0], values[-1], strict=True)]
-    reason = "Steps of " + ", ".join(f"{gain:+.1f}" for gain in steps_up) + " points."
+    whole = differences(values[-1], values[0])
+    reason = f"Steps of {show_signed(steps_up)} points."
     if min(steps_up) > 1:
         return Judgement("reproduced", measured, control)
     if min(whole) > 0:
@@ -311,11 +293,10 @@ def _judge_width(group: str, steps: Mapping[str, Any]) -> Judgement:
     if not all(("bn", *shape) in found for shape in (narrow, wide, deep)):
         return _not_run(group)
     values = [found["bn", *shape] for shape in (narrow, wide, deep)]
-    wider = [b - a for a, b in zip(values[0], values[1], strict=True)]
-    deeper = [c - b for b, c in zip(values[1], values[2], strict=True)]
+    wider, deeper = differences(values[1], values[0]), differences(values[2], values[1])
     n = [_batch_norm_parameters(*shape) for shape in (wide, deep)]
-    measured = f"ResNet-{wide[0]} of width {wide[1]} {_shown(values[1])}, ResNet-{deep[0]} {_shown(values[2])}"
-    control = f"ResNet-{narrow[0]} of width {narrow[1]} {_shown(values[0])}"
+    measured = f"ResNet-{wide[0]} of width {wide[1]} {show_range(values[1])}, ResNet-{deep[0]} {show_range(values[2])}"
+    control = f"ResNet-{narrow[0]} of width {narrow[1]} {show_range(values[0])}"
     reason = (
         f"Width gains {fmean(wider):+.1f} points; at {n[0]:,} and {n[1]:,} batch-norm parameters depth is "
         f"{fmean(deeper):+.1f} points from width."
@@ -330,12 +311,8 @@ def _judge_width(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_disabled(group: str, steps: Mapping[str, Any]) -> Judgement:
-    """C4."""
     depth, width = _deepest(group)
-    records = {
-        arm: [steps[name] for name in sorted(steps) if name.startswith(f"{group}/{arm}/{depth}x{width}/")]
-        for arm in ("bn", "all")
-    }
+    records = {arm: find_records(steps, f"{group}/{arm}/{depth}x{width}") for arm in ("bn", "all")}
     if not records["bn"] or not records["all"]:
         return _not_run(group)
     share = {arm: fmean(record["below"]["0.01"] for record in found) for arm, found in records.items()}
@@ -366,22 +343,18 @@ def _judge_disabled(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_frozen(group: str, steps: Mapping[str, Any]) -> Judgement:
-    """C5."""
     found, shape = _accuracies(steps, group, "frozen bn", "all", "bn"), _deepest(group)
     frozen, full, bn = (found.get((arm, *shape)) for arm in ("frozen bn", "all", "bn"))
     if not (frozen and full and bn):
         return _not_run(group)
     loss, other = fmean(full) - fmean(frozen), fmean(full) - fmean(bn)
-    measured = f"all but batch norms {_shown(frozen)}: {loss:.1f} points lost"
-    control = f"all {_shown(full)}; batch norms only {other:.1f} points lost"
+    measured = f"all but batch norms {show_range(frozen)}: {loss:.1f} points lost"
+    control = f"all {show_range(full)}; batch norms only {other:.1f} points lost"
     if loss <= 2 and loss < other:
         return Judgement("reproduced", measured, control)
     if loss <= 5 and loss < other:
         return Judgement("direction only", measured, control, "At most 2 points were wanted.")
     return Judgement("not reproduced", measured, control, f"{loss:.1f} points are lost.")
-
-
-# ---------------------------------------------------------------------------------------------------- figures
 
 
 def _draw(run: Run, group: str) -> None:
@@ -394,10 +367,8 @@ def _draw(run: Run, group: str) -> None:
 
 
 def _by_depth(found: Mapping[tuple[str, int, int], list[float]]) -> Figure:
-    import matplotlib.pyplot as plt
-
     first = min(width for arm, _, width in found if arm == "bn")
-    figure, axes = plt.subplots(figsize=(5.5, 3.4))
+    figure, axes = subplots(figsize=(5.5, 3.4))
     names = {
         "bn": "batch norms", "random": "2 random weights a channel", "all": "all", "frozen bn": "all but batch norms",
         "output": "output layer", "small": "small network, all",
@@ -428,13 +399,11 @@ def _by_depth(found: Mapping[tuple[str, int, int], list[float]]) -> Figure:
 
 
 def _gammas(steps: Mapping[str, Any], group: str) -> Figure:
-    import matplotlib.pyplot as plt
-
     depth, width = _deepest(group)
-    figure, axes = plt.subplots(figsize=(5, 3))
+    figure, axes = subplots(figsize=(5, 3))
     edges = torch.linspace(0, 1, 41).tolist()
     for arm, label, colour in (("bn", "batch norms only", "C0"), ("all", "all trained", "0.5")):
-        records = [steps[name] for name in steps if name.startswith(f"{group}/{arm}/{depth}x{width}/")]
+        records = find_records(steps, f"{group}/{arm}/{depth}x{width}")
         counts = torch.tensor([record["histogram"] for record in records]).double().sum(0)
         axes.stairs((counts / counts.sum()).tolist(), edges, color=colour, label=label, fill=arm == "all", alpha=0.8)
     axes.axhline(1 / 40, color="k", linewidth=0.7, linestyle=":", label="at the start")

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from striate.data.local_signal import DSD, DigitSignal, SignalTask
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import never_testable, not_testable
 from striate.theory.equivariance import check_equivariance
 from striate.theory.fano import fano_trial, sphere_packing
 from striate.theory.figure import Curve, draw_curves
@@ -65,9 +66,6 @@ _NAMES = {"cnn": "CNN", "lcn": "LCN", "fcn": "FCN", "ridge": "ridge"}
 _COMPARED = ("cnn", "lcn", "fcn", "ridge")
 
 Steps = Mapping[str, Any]
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -209,16 +207,13 @@ def _measure_fano(trials: int) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 def _judge_slopes(
     arch: str, other: str, in_k: tuple[float, float], in_d: tuple[float, float], steps: Steps
 ) -> Judgement:
     """C1 and C2: growth in k and in d, each with the other held."""
     own, control = _sweeps(steps, "two-step", arch), _sweeps(steps, "two-step", other)
     if own is None or control is None:
-        return Judgement("not testable here", "–", "–", "The two-step rule was not measured.")
+        return not_testable("The two-step rule was not measured.", "–")
     slopes = {name: _slope(*sweep) for name, sweep in own.items()}
     others = {name: _slope(*sweep) for name, sweep in control.items()}
     measured = f"{_NAMES[arch]} at sigma {_SIGMA}: " + "; ".join(_shown(name, *own[name], slopes[name]) for name in own)
@@ -243,7 +238,7 @@ def _judge_sum(steps: Steps) -> Judgement:
     """C1: (k + d) ln(kd) against k d."""
     cells, linear = _cells(steps, "regime", "cnn"), _cells(steps, "two-step", "cnn")
     if not cells or not linear:
-        return Judgement("not testable here", "–", "–", "The regime of the theorems was not measured.")
+        return not_testable("The regime of the theorems was not measured.", "–")
     if any(math.isinf(found.n) for _, _, _, found in cells):
         return Judgement("not reproduced", "–", "–", "The target was not reached everywhere.")
     errors, fixed = _law_errors(cells, [c[3].n for c in cells]), _law_errors(linear, [c[3].n for c in linear])
@@ -269,7 +264,7 @@ def _judge_ratio(steps: Steps) -> Judgement:
     """C2: how many times the CNN's samples."""
     own, control = _sweeps(steps, "two-step", "lcn"), _sweeps(steps, "two-step", "cnn")
     if own is None or control is None:
-        return Judgement("not testable here", "–", "–", "The two-step rule was not measured.")
+        return not_testable("The two-step rule was not measured.", "–")
     ks, lcn = own["k"]
     cnn = control["k"][1]
     if any(math.isinf(n.n) for sweeps in (own, control) for _, found in sweeps.values() for n in found):
@@ -294,7 +289,7 @@ def _judge_order(part: str, factor: float, steps: Steps) -> Judgement:
     """C3: CNN before LCN before FCN."""
     names = {kind: f"{part}/{kind}" + ("/k8" if part == "practical" else "") for kind in _COMPARED}
     if not set(names.values()) <= set(steps):
-        return Judgement("not testable here", "–", "–", "Not all architectures were measured.")
+        return not_testable("Not all architectures were measured.", "–")
     found = {kind: SampleComplexity.from_dict(steps[name]) for kind, name in names.items()}
     target = 100 * found["cnn"].target
     measured = f"n* at {target:.0f} %: " + ", ".join(f"{_NAMES[kind]} {found[kind]}" for kind in ("cnn", "lcn", "fcn"))
@@ -323,7 +318,7 @@ def _judge_fcn_slope(steps: Steps) -> Judgement:
                       if name.startswith(f"practical/{kind}/"))  # fmt: skip
         found[kind] = [k for k, _ in rows], [n for _, n in rows]
     if len(found["fcn"][0]) < 2 or found["fcn"][0] != found["lcn"][0]:
-        return Judgement("not testable here", "–", "–", "The sweep over k was not measured.")
+        return not_testable("The sweep over k was not measured.", "–")
     slopes = {kind: _slope(*sweep) for kind, sweep in found.items()}
     measured, control = (f"{_NAMES[kind]}: {_shown('k', *found[kind], slopes[kind])}" for kind in ("fcn", "lcn"))
     if slopes["fcn"] is None or slopes["lcn"] is None:
@@ -346,7 +341,7 @@ def _judge_equivariance(steps: Steps) -> Judgement:
     """C3: the premise of the lower bounds."""
     record = steps.get("equivariance")
     if record is None:
-        return Judgement("not testable here", "–", "–", "Equivariance was not measured.")
+        return not_testable("Equivariance was not measured.", "–")
     own = max(value for checks in record["own"].values() for value in checks.values())
     foreign = min(value for checks in record["foreign"].values() for value in checks.values())
     measured = f"outputs equal to {own:.0e} of the largest, over {sum(map(len, record['own'].values()))} pairs"
@@ -357,20 +352,11 @@ def _judge_equivariance(steps: Steps) -> Judgement:
     return Judgement("not reproduced", measured, control, reason)
 
 
-def _judge_tools(steps: Steps) -> Judgement:
-    """C4: a proof."""
-    reason = (
-        "A theorem is not tested by an experiment. striate.theory.fano states it, and the other part of this claim "
-        "checks its inequality in numbers."
-    )
-    return Judgement("not testable here", "–", "–", reason)
-
-
 def _judge_fano(steps: Steps) -> Judgement:
     """C4 in numbers."""
     record = steps.get("fano")
     if record is None:
-        return Judgement("not testable here", "–", "–", "Fano's bound was not measured.")
+        return not_testable("Fano's bound was not measured.", "–")
     bound = record["bound"]
     rules = {**record["failed"], "told": record["told"]}
     broken = {name: sum(f["high"] < b for f, b in zip(rows, bound, strict=True)) for name, rows in rules.items()}
@@ -429,9 +415,6 @@ def _law_errors(cells: Sequence[tuple[int, int, float, Any]], ns: Sequence[float
     return total.error, product.error
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-
 def _draw(run: Run, sizes: Mapping[str, Any]) -> None:
     steps = run.steps()
     if _sweeps(steps, "two-step", "lcn") and _sweeps(steps, "regime", "lcn"):
@@ -443,9 +426,7 @@ def _draw(run: Run, sizes: Mapping[str, Any]) -> None:
 
 
 def _draw_two_step(steps: Steps, sizes: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, grid = plt.subplots(2, 2, figsize=(9, 7), layout="constrained")
+    figure, grid = subplots(2, 2, figsize=(9, 7), layout="constrained")
     for row, part in zip(grid, ("two-step", "regime"), strict=True):
         for axes, swept in zip(row, ("k", "d"), strict=True):
             curves = []
@@ -483,9 +464,7 @@ def _theory(part: str, arch: Any, swept: str, x: int, sizes: Mapping[str, Any]) 
 
 
 def _draw_practical(steps: Steps) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    figure, panels = subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     for axes, part, target in zip(panels, ("practical", "digits"), (_TARGET, _DIGIT_TARGET), strict=True):
         for kind in ("cnn", "lcn", "fcn", "ridge"):
             found = SampleComplexity.from_dict(steps[f"{part}/{kind}" + ("/k8" if part == "practical" else "")])
@@ -504,9 +483,7 @@ def _draw_practical(steps: Steps) -> Figure:
 
 
 def _draw_fano(record: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    figure, axes = subplots(figsize=(5.2, 3.6), layout="constrained")
     curves = [
         Curve(name, record["n"], [f["value"] for f in rows], [f["low"] for f in rows], [f["high"] for f in rows])
         for name, rows in record["failed"].items()
@@ -576,7 +553,16 @@ REPRODUCTION = Reproduction(
             _judge_equivariance,
             part="equivariance",
         ),
-        Predicate("C4", "A theorem; documented in striate.theory.fano.", _judge_tools, part="tools"),
+        Predicate(
+            "C4",
+            "A theorem; documented in striate.theory.fano.",
+            never_testable(
+                "A theorem is not tested by an experiment. striate.theory.fano states it, and the other part of this "
+                "claim checks its inequality in numbers.",
+                "–",
+            ),
+            part="tools",
+        ),
         Predicate(
             "C4",
             "On 128 locally separated directions no algorithm fails less often than Fano's bound (upper end of its "

@@ -50,7 +50,8 @@ from striate.engine.stats import bootstrap_mean, spearman
 from striate.engine.train import Recipe, trained
 from striate.errors import RunError
 from striate.models.cifar_resnet import CifarResNet
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import find_records, never_testable, not_testable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,9 +82,6 @@ class _Images:
     def batches(self, order: Tensor) -> Iterator[Tensor]:
         for part in order.split(_BATCH):
             yield self.get(part)
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -165,13 +163,12 @@ def _imagenet(run: Run) -> tuple[tuple[_Images, _Images], dict[str, Callable[[],
         part = _Images(images.__getitem__, torch.full((4,), -1))  # all wrong, so the dearest counts as large
         names = ("shufflenet_v2_x0_5", "mnasnet0_5", "resnet18")
         return (part, part), _pool(None, names, run.device)
-    if run.data is None:
-        raise RunError("The paper scale needs ImageNet and torchvision's checkpoints: --data FOLDER, or --dry-run.")
+    root = run.data_root("ImageNet and torchvision's checkpoints")
     from torchvision.datasets import ImageFolder
 
     from striate.data.picture import prepare
 
-    folder = ImageFolder(str(run.data / "val"))
+    folder = ImageFolder(str(root / "val"))
     labels = torch.tensor(folder.targets)
     mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(42))
 
@@ -183,7 +180,7 @@ def _imagenet(run: Run) -> tuple[tuple[_Images, _Images], dict[str, Callable[[],
         return _Images(get, labels[half])
 
     run.note("data", {"origin": "ImageNet, validation set", "n": len(labels)})
-    return (half_of(mixed[::2]), half_of(mixed[1::2])), _pool(run.data, _POOL, run.device)
+    return (half_of(mixed[::2]), half_of(mixed[1::2])), _pool(root, _POOL, run.device)
 
 
 def _pool(root: Path | None, names: Sequence[str], device: torch.device) -> dict[str, Callable[[], VisionModel]]:
@@ -394,10 +391,8 @@ def _measure_clock(
 
 
 def _figure(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4))
-    pairs = _seeds(steps, "pairs")
+    figure, (left, middle, right) = subplots(1, 3, figsize=(14, 4))
+    pairs = find_records(steps, "pairs")
     first = pairs[0]
     for kind, curve in first["curves"].items():
         left.plot(100 * np.array(curve["usage"]), 100 * np.array(curve["accuracy"]), label=kind)
@@ -414,7 +409,7 @@ def _figure(steps: Mapping[str, Any]) -> Figure:
     middle.axhline(0, color="grey", linewidth=0.8)
     middle.set(xlabel="complementarity", ylabel="gain over the better of the two (points)", title="every pair")
     middle.legend(fontsize=8)
-    memory = _seeds(steps, "memory")
+    memory = find_records(steps, "memory")
     if memory:
         names = ["large", "pair, once", *(f"{kind}, {stream}" for stream in ("twice", "turned") for kind in _MEMORIES)]
         costs = [fmean(_cost(record, name) for record in memory) for name in names]
@@ -434,12 +429,8 @@ def _cost(record: Mapping[str, Any], name: str) -> float:
     return float((record[stream][kind]["macs"] + record[stream][kind]["operations"]) / record[stream]["n"])
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 def _judge_pair(steps: Mapping[str, Any]) -> Judgement:
-    """C1."""
-    seeds = _seeds(steps, "pairs")
+    seeds = find_records(steps, "pairs")
     if not seeds:
         return _NOTHING
     rows = []
@@ -483,8 +474,7 @@ def _judge_pair(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_memory(steps: Mapping[str, Any]) -> Judgement:
-    """C2."""
-    seeds = _seeds(steps, "memory")
+    seeds = find_records(steps, "memory")
     if not seeds:
         return _NOTHING
     saved = fmean(1 - _cost(record, "dhash, twice") / record["large"] for record in seeds)
@@ -531,8 +521,7 @@ def _break_even(steps: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]]) ->
 
 
 def _judge_criterion(steps: Mapping[str, Any]) -> Judgement:
-    """C3."""
-    seeds = [record for record in _seeds(steps, "pairs") if len(record["pairs"]) >= 3]
+    seeds = [record for record in find_records(steps, "pairs") if len(record["pairs"]) >= 3]
     if not seeds:
         return _NOTHING
     rhos = {
@@ -562,17 +551,7 @@ def _judge_criterion(steps: Mapping[str, Any]) -> Judgement:
     return Judgement("reproduced", shown, control)
 
 
-def _judge_sets(steps: Mapping[str, Any]) -> Judgement:
-    """C4."""
-    reason = "CIFAR-10, ImageNet and Intel scenes are not here; Fashion-MNIST is what C1 to C3 are judged on."
-    return Judgement("not testable here", "–", "–", reason)
-
-
-_NOTHING = Judgement("not testable here", "–", "–", "It was not measured in this run.")
-
-
-def _seeds(steps: Mapping[str, Any], step: str) -> list[Mapping[str, Any]]:
-    return [steps[name] for name in sorted(steps) if name.startswith(f"{step}/")]
+_NOTHING = not_testable("It was not measured in this run.", "–")
 
 
 REPRODUCTION = Reproduction(
@@ -602,7 +581,13 @@ REPRODUCTION = Reproduction(
             "only'.",
             _judge_criterion,
         ),
-        Predicate("C4", "Needs CIFAR-10, ImageNet and Intel scenes.", _judge_sets),
+        Predicate(
+            "C4",
+            "Needs CIFAR-10, ImageNet and Intel scenes.",
+            never_testable(
+                "CIFAR-10, ImageNet and Intel scenes are not here; Fashion-MNIST is what C1 to C3 are judged on.", "–"
+            ),
+        ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
     minutes={"smoke": 0.2, "laptop": 7, "paper": 120},

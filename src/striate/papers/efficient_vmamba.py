@@ -24,7 +24,6 @@ repository).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
@@ -35,16 +34,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.far_cue import far_cue
-from striate.data.small import default_set
+from striate.engine.latency import wall_seconds
 from striate.engine.macs import count_macs
-from striate.engine.state import device_of, seeded
-from striate.engine.train import Recipe, trained
+from striate.engine.state import seeded
+from striate.engine.train import Recipe
 from striate.layers.atrous_scan import ES2D
 from striate.layers.ss2d import SS2D
 from striate.models.efficient_vmamba import VARIANTS, EfficientVMamba, EVSSBlock
 from striate.models.micro import MobileMicro
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
-from striate.papers.published import measure_published, training_step
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import find_records, never_testable, not_testable, shares, show_range
+from striate.papers.measure import count_parameters, lazily_trained, measure_accuracy, predict, train_and_test
+from striate.papers.published import imagenet_top1, measure_published, training_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,9 +75,6 @@ _CLAIMED_MACS = {"efficient_vmamba_t": 0.8, "efficient_vmamba_s": 1.3, "efficien
 _POINT = 0.01
 
 
-# ------------------------------------------------------------------------------------------------- the lab book
-
-
 def run(run: Run) -> None:
     """Measure all that the predicates read."""
     if run.scale == "paper":
@@ -102,7 +100,7 @@ def _measure_sizes() -> dict[str, Any]:
         networks["yaml"] = EfficientVMamba(dims=96)
     image = torch.zeros(1, 3, 224, 224)
     return {
-        name: {"parameters": _parameters(network), "macs": count_macs(network.eval(), image)}
+        name: {"parameters": count_parameters(network), "macs": count_macs(network.eval(), image)}
         for name, network in networks.items()
     }
 
@@ -127,52 +125,29 @@ def _measure_cost(side: int, repeats: int, device: torch.device) -> dict[str, An
             mix(layer)  # warms up
         for _ in range(repeats):
             for name, times in seconds.items():
-                start = time.perf_counter()
-                mix(layers[name.split()[0]])
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                times.append(time.perf_counter() - start)
+                times.append(wall_seconds(partial(mix, layers[name.split()[0]]), device))
     return {"side": side, "routes": routes, "seconds": {name: min(times) for name, times in seconds.items()}}
 
 
 def _accuracy(run: Run, smoke: bool) -> None:
-    n_train, n_test = (256, 200) if smoke else (3_000, 2_000)
-    train, test = default_set(True), default_set(False)
-    images, labels = F.pad(train.images[:n_train], (2, 2, 2, 2)), train.labels[:n_train]
-    test_images, test_labels = F.pad(test.images[:n_test], (2, 2, 2, 2)) / 255, test.labels[:n_test]
-    run.note("data", {"train": train.origin, "test": test.origin, "n": [len(images), len(test_images)]})
+    train, test, origin = train_and_test(run, *((256, 200) if smoke else (3_000, 2_000)), _padded)
     for seed in run.seeds:
         for name in ["full", "vmamba", "mobile"] if smoke else [*_MICRO, "mobile"]:
             recipe = Recipe(1, 32, "adamw", 3e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
-            network = partial(
-                trained,
-                f"efficient-vmamba-{name.replace(' ', '-')}",
-                partial(_micro, name),
-                lambda: (images, labels),
-                recipe,
-                key={"data": train.origin, "n": len(images), "options": _MICRO.get(name, {})},
-                device=run.device,
-            )
-            run.step(f"accuracy/{name}/seed{seed}", partial(_measure_accuracy, network, test_images, test_labels))
+            key = {"data": origin, "n": len(train[1]), "options": _MICRO.get(name, {})}
+            title = f"efficient-vmamba-{name.replace(' ', '-')}"
+            network = lazily_trained(run, title, partial(_micro, name), lambda: train, recipe, key)
+            run.step(f"accuracy/{name}/seed{seed}", partial(measure_accuracy, network, *test))
+
+
+def _padded(images: Tensor) -> Tensor:
+    return F.pad(images, (2, 2, 2, 2))
 
 
 def _micro(name: str) -> nn.Module:
     if name == "mobile":
         return MobileMicro((32, 48, 96, 160), 2, 3.0, in_chans=1)
     return EfficientVMamba(24, (1, 1, 1, 1), patch_size=2, in_chans=1, num_classes=10, **_MICRO[name])
-
-
-def _measure_accuracy(network: Callable[[], nn.Module], images: Tensor, labels: Tensor) -> dict[str, Any]:
-    model = network()
-    device = device_of(model)
-    with torch.inference_mode():
-        answers = torch.cat([model(x.to(device)).argmax(1).cpu() for x in images.split(250)])
-    return {
-        "correct": int((answers == labels).sum()),
-        "n": len(labels),
-        "parameters": _parameters(model),
-        "macs": count_macs(model, images[:1]),
-    }
 
 
 def _far_cue(run: Run, smoke: bool) -> None:
@@ -183,15 +158,9 @@ def _far_cue(run: Run, smoke: bool) -> None:
             if name in _FAR_CONTROLS and seed != run.seeds[0]:
                 continue
             recipe = Recipe(1 if smoke else 5, 32, "adamw", 1e-2, schedule="one-cycle", seed=seed)
-            network = partial(
-                trained,
-                f"efficient-vmamba-far-cue-{name.replace(' ', '-')}",
-                partial(_far_network, name),
-                lambda: (train.images, train.targets),
-                recipe,
-                key={"data": train.origin, "n": len(train.images), "options": options},
-                device=run.device,
-            )
+            key = {"data": train.origin, "n": len(train.images), "options": options}
+            title, build = f"efficient-vmamba-far-cue-{name.replace(' ', '-')}", partial(_far_network, name)
+            network = lazily_trained(run, title, build, lambda: (train.images, train.targets), recipe, key)
             run.step(f"far-cue/{name}/seed{seed}", partial(_measure_far, network, test))
 
 
@@ -204,14 +173,8 @@ def _far_network(name: str) -> nn.Module:
 
 
 def _measure_far(network: Callable[[], nn.Module], test: Any) -> dict[str, Any]:
-    model = network()
-    device = device_of(model)
-    with torch.inference_mode():
-        right = torch.cat([model(x.to(device)).argmax(1).cpu() for x in test.images.split(100)]) == test.targets
+    right = predict(network(), test.images, 100) == test.targets
     return {"accuracy": right.float().mean().item()}
-
-
-# --------------------------------------------------------------------------------------------- published scale
 
 
 def _paper(run: Run) -> None:
@@ -224,14 +187,11 @@ def _paper(run: Run) -> None:
         run.step("training", step)
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 def _judge_sizes(steps: Mapping[str, Any]) -> Judgement:
     """C1, the costs: exact counts against the rounded figures of the table."""
     sizes = steps.get("sizes")
     if sizes is None:
-        return Judgement("not testable here", "", "", "Counted at smoke and laptop scale.")
+        return not_testable("Counted at smoke and laptop scale.")
     measured = "; ".join(
         f"{name[-1].upper()} {sizes[name]['parameters'] / 1e6:.1f} M, {sizes[name]['macs'] / 1e9:.2f} G"
         for name in VARIANTS
@@ -251,7 +211,7 @@ def _judge_sizes(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_full_scan(steps: Mapping[str, Any]) -> Judgement:
     """C1 against vanilla VMamba of the same widths."""
-    full, other = _accuracies(steps, "full"), _accuracies(steps, "vmamba")
+    full, other = shares(steps, "accuracy/full"), shares(steps, "accuracy/vmamba")
     share = _macs(steps, "full") / _macs(steps, "vmamba")
     figures = f"{_percent(full)} at {100 * share:.0f} % of the multiplications", f"VMamba {_percent(other)}"
     close = fmean(full) >= fmean(other) - _POINT
@@ -265,7 +225,7 @@ def _judge_full_scan(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_light(steps: Mapping[str, Any]) -> Judgement:
     """C1 against a light network of another kind."""
-    full, other = _accuracies(steps, "full"), _accuracies(steps, "mobile")
+    full, other = shares(steps, "accuracy/full"), shares(steps, "accuracy/mobile")
     share = _macs(steps, "full") / _macs(steps, "mobile")
     figures = _percent(full), f"mobile CNN {_percent(other)} (multiplications: ours {share:.2f} of its)"
     if not 0.9 <= share <= 1.1:
@@ -275,10 +235,9 @@ def _judge_light(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_published(steps: Mapping[str, Any]) -> Judgement:
     """C1 on ImageNet, with the authors' weights."""
-    found = {name: steps[f"imagenet/{name}"] for name in VARIANTS if f"imagenet/{name}" in steps}
-    if len(found) < len(VARIANTS):
-        return Judgement("not testable here", "", "", "ImageNet and the authors' weights: the paper scale.")
-    top1 = {name: 100 * record["correct"] / record["n"] for name, record in found.items()}
+    top1 = imagenet_top1(steps, VARIANTS)
+    if not top1:
+        return not_testable("ImageNet and the authors' weights: the paper scale.")
     measured = "; ".join(f"{name[-1].upper()} {value:.2f} %" for name, value in top1.items())
     control = "published: Vim-Ti 73.1, MobileViT-XS 74.8 %"
     off = max(abs(value - _AUTHORS_LOGS[name]) for name, value in top1.items())
@@ -291,9 +250,9 @@ def _judge_published(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_cost(steps: Mapping[str, Any]) -> Judgement:
     """C2, the cost."""
-    records = [record for name, record in steps.items() if name.startswith("cost/")]
+    records = find_records(steps, "cost")
     if not records:
-        return Judgement("not testable here", "", "", "Measured at smoke and laptop scale.")
+        return not_testable("Measured at smoke and laptop scale.")
     exact = all(
         4 * record["routes"]["atrous"][what] == record["routes"]["cross"][what]
         for record in records
@@ -318,7 +277,7 @@ def _judge_cost(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_competitive(steps: Mapping[str, Any]) -> Judgement:
     """C2, the accuracy."""
-    full, long, none = (_accuracies(steps, name) for name in ("full", "long scans", "no scan"))
+    full, long, none = (shares(steps, f"accuracy/{name}") for name in ("full", "long scans", "no scan"))
     figures = _percent(full), f"long scans {_percent(long)}; no scan at all {_percent(none)}"
     if not (long and none):
         return Judgement("inconclusive", *figures, "Not every network was trained.")
@@ -342,12 +301,9 @@ def _judge_early(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_far(steps: Mapping[str, Any]) -> Judgement:
     """C3 where a pixel must see far."""
-    found = {
-        variant: [record["accuracy"] for name, record in steps.items() if name.startswith(f"far-cue/{variant}/")]
-        for variant in _FAR
-    }
+    found = {variant: _far_shares(steps, variant) for variant in _FAR}
     if not all(found.values()):
-        return Judgement("not testable here", "", "", "Measured at smoke and laptop scale.")
+        return not_testable("Measured at smoke and laptop scale.")
     mean = {variant: fmean(values) for variant, values in found.items()}
     measured = f"both {100 * mean['scan and convolution']:.1f} % of the pixels"
     control = (
@@ -362,14 +318,9 @@ def _judge_far(steps: Mapping[str, Any]) -> Judgement:
     return Judgement("not reproduced", measured, control, "One branch alone does as well.")
 
 
-def _judge_downstream(steps: Mapping[str, Any]) -> Judgement:
-    """C4."""
-    return Judgement("not testable here", "", "", "COCO and ADE20K with pretrained weights.")
-
-
 def _ablated(steps: Mapping[str, Any], others: Mapping[str, str]) -> Judgement:
-    full = _accuracies(steps, "full")
-    found = {words: _accuracies(steps, name) for name, words in others.items()}
+    full = shares(steps, "accuracy/full")
+    found = {words: shares(steps, f"accuracy/{name}") for name, words in others.items()}
     if not full or not all(found.values()):
         return Judgement("inconclusive", "", "", "Not every network was trained.")
     figures = _percent(full), "; ".join(f"{words} {_percent(values)}" for words, values in found.items())
@@ -394,48 +345,33 @@ def _better(full: Sequence[float], other: Sequence[float], figures: tuple[str, s
     return Judgement("reproduced", *figures)
 
 
-def _records(steps: Mapping[str, Any], variant: str) -> list[Mapping[str, Any]]:
-    return [record for name, record in steps.items() if name.startswith(f"accuracy/{variant}/")]
-
-
-def _accuracies(steps: Mapping[str, Any], variant: str) -> list[float]:
-    return [record["correct"] / record["n"] for record in _records(steps, variant)]
+def _far_shares(steps: Mapping[str, Any], variant: str) -> list[float]:
+    return [record["accuracy"] for record in find_records(steps, f"far-cue/{variant}")]
 
 
 def _macs(steps: Mapping[str, Any], variant: str) -> int:
-    return int(_records(steps, variant)[0]["macs"])
+    return int(find_records(steps, f"accuracy/{variant}")[0]["macs"])
 
 
-def _percent(shares: Sequence[float]) -> str:
-    if not shares:
-        return "–"
-    return f"{100 * fmean(shares):.2f} % [{100 * min(shares):.2f}, {100 * max(shares):.2f}]"
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-# ---------------------------------------------------------------------------------------------------- figures
+def _percent(values: Sequence[float]) -> str:
+    return show_range(values, 2, 100) if values else "–"
 
 
 def _draw(run: Run) -> None:
     steps = run.steps()
     if run.wants("C1", "C2", "C3"):
-        names = [name for name in [*_MICRO, "mobile"] if _records(steps, name)]
-        run.figure("accuracy", lambda: _bars({n: _accuracies(steps, n) for n in names}, "top-1 on Fashion-MNIST, %"))
+        found = {name: values for name in [*_MICRO, "mobile"] if (values := shares(steps, f"accuracy/{name}"))}
+        run.figure("accuracy", lambda: _bars(found, "top-1 on Fashion-MNIST, %"))
     if run.wants("C3"):
-        far = {n: [r["accuracy"] for k, r in steps.items() if k.startswith(f"far-cue/{n}/")] for n in _FAR}
+        far = {name: _far_shares(steps, name) for name in _FAR}
         run.figure("far-cue", lambda: _bars(far, "pixels that name the far patch, %", floor=0.25))
 
 
 def _bars(values: Mapping[str, Sequence[float]], label: str, floor: float | None = None) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3))
-    for i, shares in enumerate(values.values()):
-        axes.plot([100 * share for share in shares], [i] * len(shares), "o", color="C0", alpha=0.6)
-        axes.plot([100 * fmean(shares)], [i], "|", color="black", markersize=16)
+    figure, axes = subplots(figsize=(6, 3))
+    for i, found in enumerate(values.values()):
+        axes.plot([100 * share for share in found], [i] * len(found), "o", color="C0", alpha=0.6)
+        axes.plot([100 * fmean(found)], [i], "|", color="black", markersize=16)
     if floor is not None:
         axes.axvline(100 * floor, color="grey", linestyle=":", label="chance")
         axes.legend(fontsize=7)
@@ -511,7 +447,9 @@ REPRODUCTION = Reproduction(
             _judge_far,
             part="far cue",
         ),
-        Predicate("C4", "RetinaNet on COCO, UperNet on ADE20K.", _judge_downstream),
+        Predicate(
+            "C4", "RetinaNet on COCO, UperNet on ADE20K.", never_testable("COCO and ADE20K with pretrained weights.")
+        ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
     minutes={"smoke": 0.2, "laptop": 4, "paper": 10},

@@ -41,7 +41,7 @@ _METHODS = (
     "theory",
     "tasks",
 )
-_MACHINERY = frozenset({"__init__.py", "catalogue.py", "evidence.py", "runner.py", "scoreboard.py"})
+_MACHINERY = frozenset({"__init__.py", "catalogue.py", "evidence.py", "judge.py", "runner.py", "scoreboard.py"})
 
 
 class Step(BaseModel):
@@ -150,12 +150,12 @@ def sources(key: str) -> str:
     scoreboard leaves measured evidence valid.
     """
     root = Path(__file__).parents[1]
-    own = f"{key.replace('-', '_')}.py"
     files = [path for part in _METHODS for path in _source_files(root / part)]
-    for path in _source_files(root / "papers"):
-        other_paper = path.name != own and _is_paper(path.stem)
-        if path.name not in _MACHINERY and not other_paper:
-            files.append(path)
+    files += [
+        path
+        for path in _source_files(root / "papers")
+        if path.name not in _MACHINERY and _paper_of(path.stem) in {None, key}
+    ]
     digest = hashlib.sha256()
     for path in files:
         content = path.read_bytes()
@@ -197,7 +197,9 @@ def _source_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.suffix in kinds)
 
 
-def _is_paper(stem: str) -> bool:
+def _paper_of(stem: str) -> str | None:
+    """Return the key of the paper that a module is of, as ``das`` and ``das_dogs`` would be of das, or None."""
     from striate.papers.catalogue import papers
 
-    return any(paper.key == stem.replace("_", "-") for paper in papers())
+    name = stem.replace("_", "-")
+    return next((paper.key for paper in papers() if f"{name}-".startswith(f"{paper.key}-")), None)

@@ -12,9 +12,7 @@ enough steps that the robust ones leave chance: a robust network that has learne
 the gate makes sure of (adversarial accuracy 20 points above the normal network's, else no claim is judged). For their
 time they train for 5 epochs instead of 6, in which the gate had been passed by 10 points or more.
 
-Paper: the twelve ImageNet networks. ``--data`` holds ``val/<wnid>/*.JPEG``, ``Annotations/CLS-LOC/val/*.xml``,
-``ood/<wnid>/*`` (the shifted images, class folders as in ``val``) and ``checkpoints/<network>.pt``. Unverified against
-the real data set; the dry run builds all twelve with random weights.
+Paper: :mod:`striate.papers.explainable_robust_imagenet`.
 """
 
 from __future__ import annotations
@@ -22,34 +20,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from striate.data.images import read_images
-from striate.data.picture import open_picture, prepare
 from striate.data.placed import PlacedObjects, class_cues, placed_objects
-from striate.engine.load import load_model
 from striate.engine.model import Preprocessing, VisionModel
 from striate.engine.record import fingerprint
-from striate.engine.state import device_of
 from striate.engine.stats import Interval, bootstrap_mean, paired_bootstrap
 from striate.engine.train import Loss, Recipe, cross_entropy, trained
-from striate.errors import InputError, RunError
+from striate.errors import InputError
 from striate.explain.base import Explainer
 from striate.explain.bench import METRICS, BenchTable, BoxedImages, ExplainabilityBench, confidence_confound
-from striate.explain.curves import insertion
 from striate.explain.localisation import pointing_game, tune_alpha, wsl
 from striate.explain.registry import get_method
 from striate.layers.dual_bn import convert_dual_bn, drop_aux_bn
 from striate.learn.adversarial import AdversarialLoss, AdvPropLoss
 from striate.models.tiny import TinyAlex, TinyMobile, TinyRes
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.explainable_robust_imagenet import run_published
+from striate.papers.judge import differences, not_testable
+from striate.papers.measure import count_correct
 from striate.stress.pgd import pgd
 
 if TYPE_CHECKING:
@@ -74,34 +68,6 @@ _LOSSES: dict[str, Loss] = {
 _GRADIENT = ("gradient", "input-x-gradient", "integrated-gradients", "gradient-shap")
 _OTHER = ("cam", "grad-cam", "rise", "lime", "meaningful-perturbation")
 _LOCALISATION = ("pointing-game", "wsl")
-
-_PUBLISHED = {
-    **{
-        f"{name}-{training}": f"torchvision:{architecture}"
-        for name, architecture in (
-            ("alexnet", "alexnet"),
-            ("googlenet", "googlenet"),
-            ("resnet50", "resnet50"),
-            ("densenet161", "densenet161"),
-            ("mobilenet-v2", "mobilenet_v2"),
-        )
-        for training in ("vanilla", "robust")
-    },
-    "resnet50-advprop1": "torchvision:resnet50",
-    "resnet50-advprop5": "torchvision:resnet50",
-}
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PUBLISHED_ROBUST = AdversarialLoss("l2", 3.0, steps=7, step_size=0.5)
-_PUBLISHED_ADVPROP = {name: AdvPropLoss("linf", 4 / 255, n, 1 / 255) for name, n in (("advprop1", 1), ("advprop5", 5))}
-
-
-@dataclass(frozen=True)
-class _Boxed:
-    """Images with one labelled box each."""
-
-    images: Tensor
-    labels: Tensor
-    boxes: Tensor
 
 
 @dataclass(frozen=True)
@@ -157,13 +123,10 @@ _SIZES = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- the lab book
-
-
 def run(run: Run) -> None:
     """Measure all that the predicates read."""
     if run.scale == "paper":
-        _paper(run)
+        run_published(run, (*_GRADIENT, *_OTHER), _centre)
         return
     size = _SIZES[run.scale]
     test = placed_objects(size.n_test, seed=1, train=False)
@@ -258,10 +221,7 @@ def _accuracies(model: nn.Module, test: PlacedObjects) -> dict[str, Any]:
         "wrong cue": (plain + cues[(labels + 1) % len(cues)], labels),
         "shifted": (shifted.images, shifted.labels),
     }
-    with torch.no_grad():
-        device = device_of(model)
-        right = {name: int((model(x.to(device)).argmax(dim=1).cpu() == y).sum()) for name, (x, y) in sets.items()}
-    return {"n": n, "right": right}
+    return {"n": n, "right": {name: count_correct(model, *pair, batch_size=500) for name, pair in sets.items()}}
 
 
 def _makers(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[[nn.Module], Explainer]]:
@@ -310,159 +270,6 @@ def _without_cue(run: Run, size: _Size, architecture: str, network: Callable[...
         models, _makers(methods), metrics, test, held_out=held_out, limit=size.judged, report=run.report
     )
     return bench.run().to_dict()
-
-
-# ------------------------------------------------------------------------------------------- the published scale
-
-
-def _paper(run: Run) -> None:
-    """Twelve ImageNet networks on 2,000 photographs; with ``dry_run`` random weights, random images, one step."""
-    methods: dict[str, dict[str, Any]] = {
-        **{name: {} for name in (*_GRADIENT, *_OTHER)},
-        "integrated-gradients": {"n_steps": 50},
-        "gradient-shap": {"n_samples": 50},
-        "lime": {"n_segments": 150, "n_samples": 1_000},
-        "rise": {"n_masks": 8_000, "grid": 7},
-        "meaningful-perturbation": {"iterations": 300, "mask_size": 28},
-    }
-    metrics = tuple(METRICS)
-    if run.dry_run:
-        # A curve costs 225 forward passes an image at this size; the training step below takes a short one.
-        metrics = tuple(metric for metric in METRICS if metric not in {"insertion", "deletion"})
-        small = {"n_steps": 1, "n_samples": 2, "n_masks": 2, "iterations": 1}
-        methods = {name: {key: small.get(key, value) for key, value in o.items()} for name, o in methods.items()}
-    judged, held_out, shifted = _imagenet(run)
-
-    @cache
-    def network(name: str) -> nn.Module:
-        return _published_network(run, name)
-
-    for name in _PUBLISHED:
-        if run.dry_run:
-            run.step(f"training/{name}", partial(_published_step, name, network(name), judged))
-        run.step(
-            f"network/seed0/{name}",
-            partial(_published_accuracies, network(name), judged, shifted, steps=1 if run.dry_run else 20),
-        )
-    models = {name: network(name) for name in _PUBLISHED}
-    bench = ExplainabilityBench(
-        models,
-        _makers(methods),
-        metrics,
-        judged,
-        held_out=held_out,
-        only_correct=not run.dry_run,
-        temperatures=() if run.dry_run else (0.5, 1.0, 2.0, 4.0),
-        temperature_models=["resnet50-vanilla"],
-        batch_size=8,
-        report=run.report,
-    )
-    for name in _PUBLISHED:
-        run.step(f"bench/seed0/{name}", lambda name=name: bench.run([name]).to_dict())  # type: ignore[misc]
-    run.step("centre/seed0", lambda: _centre(judged, bench.run([]).images, held_out))
-
-
-def _published_network(run: Run, name: str) -> nn.Module:
-    if run.dry_run:
-        return load_model(_PUBLISHED[name], num_classes=1000, device=run.device)
-    file = _root(run) / "checkpoints" / f"{name}.pt"
-    return load_model(str(file), architecture=_PUBLISHED[name], mean=_MEAN, std=_STD, device=run.device)
-
-
-def _published_step(name: str, model: nn.Module, data: _Boxed) -> dict[str, Any]:
-    """The gradient of the published recipe's loss, and a short insertion curve; nothing is changed."""
-    training = name.rpartition("-")[2]
-    loss: Any = {"vanilla": cross_entropy, "robust": _PUBLISHED_ROBUST, **_PUBLISHED_ADVPROP}[training]
-    copy = convert_dual_bn(model) if training in _PUBLISHED_ADVPROP else model
-    value = loss(copy, data.images, data.labels, torch.Generator().manual_seed(0))
-    gradients = torch.autograd.grad(value, [p for p in copy.parameters() if p.requires_grad], allow_unused=True)
-    curve = insertion(model, data.images, data.labels, data.images.mean(dim=1), step=224 * 56)
-    return {
-        "insertion": curve.curve[0].tolist(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "loss": value.item(),
-        "gradient": sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5,
-    }
-
-
-def _published_accuracies(model: nn.Module, judged: _Boxed, shifted: _Boxed, *, steps: int) -> dict[str, Any]:
-    right = dict.fromkeys(("clean", "adversarial", "shifted"), 0)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        for name, data in (("clean", judged), ("shifted", shifted)):
-            for x, y in zip(data.images.split(32), data.labels.split(32), strict=True):
-                right[name] += int((model(x.to(device)).argmax(dim=1).cpu() == y).sum())
-    for x, y in zip(judged.images.split(32), judged.labels.split(32), strict=True):
-        images, labels = x.to(device), y.to(device)
-        attacked = pgd(model, images, labels, 3.0, norm="l2", steps=steps, step_size=0.5, random_start=False)
-        with torch.no_grad():
-            right["adversarial"] += int((model(attacked).argmax(dim=1) == labels).sum())
-    return {"n": len(judged.labels), "n_shifted": len(shifted.labels), "right": right}
-
-
-def _imagenet(run: Run) -> tuple[_Boxed, _Boxed, _Boxed]:
-    """Photographs with one object whose box covers less than half: 2,000 judged, 500 to tune on; 2,000 shifted."""
-    if run.dry_run:
-        images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        boxes, labels = torch.tensor([[40, 50, 160, 170]] * 2), torch.tensor([1, 2])
-        first, second = (_Boxed(images[i : i + 1], labels[i : i + 1], boxes[i : i + 1]) for i in (0, 1))
-        return first, second, first
-    root = _root(run)
-    preprocessing = Preprocessing((3, 224, 224), _MEAN, _STD)
-    classes = sorted(folder.name for folder in (root / "val").iterdir() if folder.is_dir())
-    found: list[tuple[Tensor, int, list[int]]] = []
-    files = sorted((root / "val").glob("*/*.JPEG"))
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-    for file in (files[i] for i in order):
-        box = _single_box(root / "Annotations" / "CLS-LOC" / "val" / f"{file.stem}.xml")
-        if box is not None:
-            found.append((prepare(open_picture(file)[0], preprocessing), classes.index(file.parent.name), box))
-        if len(found) == 2_500:
-            break
-    if len(found) < 600:
-        raise RunError(f"{root} holds only {len(found)} photographs with one small enough box; 2,500 are wanted.")
-    images, labels, boxes = (
-        torch.stack([image for image, _, _ in found]),
-        torch.tensor([label for _, label, _ in found]),
-        torch.tensor([box for _, _, box in found]),
-    )
-    shifted = read_images(root / "ood", preprocessing, limit=2_000, class_names=classes)
-    if shifted.labels is None:
-        raise RunError(f"{root / 'ood'} has no class folders; name them as in val.")
-    cut = len(found) - 500
-    return (
-        _Boxed(images[:cut], labels[:cut], boxes[:cut]),
-        _Boxed(images[cut:], labels[cut:], boxes[cut:]),
-        _Boxed(shifted.images, shifted.labels, torch.zeros(len(shifted.labels), 4, dtype=torch.long)),
-    )
-
-
-def _single_box(annotation: Path) -> list[int] | None:
-    """Return the box after resizing to 256 and cropping 224, if it is the only one, covers < 50 % and stays in view."""
-    if not annotation.is_file():
-        return None
-    tree = ElementTree.parse(annotation)
-    objects = tree.findall("object/bndbox")
-    width, height = (int(tree.findtext(f"size/{side}") or 0) for side in ("width", "height"))
-    if len(objects) != 1 or width == 0 or height == 0:
-        return None
-    x0, y0, x1, y1 = (int(objects[0].findtext(edge) or 0) for edge in ("xmin", "ymin", "xmax", "ymax"))
-    if (x1 - x0) * (y1 - y0) >= 0.5 * width * height:
-        return None
-    scale = 256 / min(width, height)
-    left, top = (width * scale - 224) / 2, (height * scale - 224) / 2
-    corners = [x0 * scale - left, y0 * scale - top, x1 * scale - left, y1 * scale - top]
-    box = [min(224, max(0, round(corner))) for corner in corners]
-    return box if box[0] < box[2] and box[1] < box[3] else None
-
-
-def _root(run: Run) -> Path:
-    if run.data is None:
-        raise RunError("The paper scale needs ImageNet and twelve checkpoints: --data FOLDER, or --dry-run.")
-    return run.data
-
-
-# ------------------------------------------------------------------------------------------------- predicates
 
 
 @dataclass(frozen=True)
@@ -550,13 +357,12 @@ def _gain(evidence: Sequence[_Evidence], method: str, metrics: Sequence[str]) ->
         for pair in e.pairs:
             robust, normal = (e.values(f"{pair}-{how}", method, metrics) for how in ("robust", "vanilla"))
             if robust is not None and normal is not None:
-                columns.append([a - b for a, b in zip(robust, normal, strict=True)])
+                columns.append(differences(robust, normal))
         gains += [fmean(column) for column in zip(*columns, strict=True)]
     return gains
 
 
 def _judge_gradients(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judgement:
-    """C1."""
     metrics = (*_LOCALISATION, "energy-in-box")
     methods = evidence[0].methods
     gradient = {m: bootstrap_mean(_gain(evidence, m, metrics)) for m in methods if m in _GRADIENT}
@@ -596,7 +402,6 @@ def _cue_control(steps: Mapping[str, Any], evidence: list[_Evidence], metrics: S
 
 
 def _judge_advprop(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judgement:
-    """C2."""
     held, measured, control = [], [], []
     for e in evidence:
         for name in (name for name in e.right if "-advprop" in name):
@@ -611,7 +416,7 @@ def _judge_advprop(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judge
             robust = e.accuracy(f"{base}-robust", "clean")
             control.append(f"{base}-robust in its place: accuracy {100 * (robust - best):+.1f} points")
     if not held:
-        return Judgement("not testable here", "", "", "No AdvProp network was trained at this scale.")
+        return not_testable("No AdvProp network was trained at this scale.")
     words = "; ".join(measured), "; ".join(control)
     whole = [accurate and not_above for accurate, not_above in held]
     if all(whole):
@@ -626,7 +431,6 @@ def _judge_advprop(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judge
 
 
 def _judge_best(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judgement:
-    """C3."""
     ranks: dict[str, list[float]] = {}
     better_than_centre: dict[str, list[bool]] = {}
     for e in evidence:
@@ -659,7 +463,6 @@ def _judge_best(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judgemen
 
 
 def _judge_confidence(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judgement:
-    """C4."""
     found = [confidence_confound(e.table) for e in evidence]
     rho = {metric: fmean(confound.spearman[metric] for confound in found) for metric in ("insertion", "deletion")}
     gains = {
@@ -684,7 +487,6 @@ def _judge_confidence(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Ju
 
 
 def _judge_pareto(evidence: list[_Evidence], steps: Mapping[str, Any]) -> Judgement:
-    """C5."""
     measured, single = [], []
     for e in evidence:
         scores = {
@@ -707,9 +509,6 @@ def _signed(interval: Interval) -> str:
     return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-
 def _draw(run: Run) -> None:
     evidence = _evidence(run.steps())
     run.figure("robust-minus-normal", lambda: _gain_figure(evidence))
@@ -717,10 +516,8 @@ def _draw(run: Run) -> None:
 
 
 def _gain_figure(evidence: list[_Evidence]) -> Figure:
-    import matplotlib.pyplot as plt
-
     metrics = (*_LOCALISATION, "energy-in-box")
-    figure, axes = plt.subplots(1, len(metrics), figsize=(11, 3.6), sharey=True, layout="constrained")
+    figure, axes = subplots(1, len(metrics), figsize=(11, 3.6), sharey=True, layout="constrained")
     methods = evidence[0].methods
     for axis, metric in zip(axes, metrics, strict=True):
         intervals = [bootstrap_mean(_gain(evidence, method, [metric])) for method in methods]
@@ -736,9 +533,7 @@ def _gain_figure(evidence: list[_Evidence]) -> Figure:
 
 
 def _confidence_figure(evidence: list[_Evidence]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
+    figure, axes = subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
     for axis, metric in zip(axes, ("insertion", "deletion"), strict=True):
         for e in evidence:
             for name in e.right:

@@ -29,18 +29,19 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.embedded import PHOTOGRAPHS, photographs
 from striate.data.picture import prepare
-from striate.data.small import default_set
 from striate.engine.load import load_model
+from striate.engine.model import VisionModel
 from striate.engine.stats import wilson
-from striate.engine.train import Recipe, trained
-from striate.errors import RunError
+from striate.engine.train import Recipe
 from striate.models.mini import densenet_mini, inception_mini, resnet_mini
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import find_records, not_testable
+from striate.papers.measure import lazily_trained, photograph_batch, resize_bilinear, train_and_test
+from striate.papers.published import validation_folder
 from striate.stress.batches import batches
 from striate.stress.curve import FGSMCurve, fgsm_curve
 from striate.stress.patch import AdversarialPatch
@@ -57,9 +58,6 @@ _PUBLISHED_TARGETS = {859: "toaster", 1: "goldfish", 779: "school bus", 629: "li
 _BANANA = 954
 
 
-# ------------------------------------------------------------------------------------------------- the lab book
-
-
 def run(run: Run) -> None:
     """Measure all that the predicates read."""
     if run.scale == "paper":
@@ -74,34 +72,29 @@ def _small(run: Run) -> None:
     epsilons = [8 / 255] if smoke else [1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]
     targets, sides = ([8], [8]) if smoke else ([1, 5, 8], [4, 8])
     n_train, n_test = (2_000, 200) if smoke else (7_500, 1_000)
-    train_set, test_set = default_set(True), default_set(False)
-    images, labels = _square(train_set.images[:n_train]), train_set.labels[:n_train]
-    test_images, test_labels = _square(test_set.images[:n_test]) / 255, test_set.labels[:n_test]
-    run.note("data", {"train": train_set.origin, "test": test_set.origin, "n": [len(images), len(test_images)]})
+    train, (test_images, test_labels), origin = train_and_test(run, n_train, n_test, _square)
+    (images, labels), test_images = train, test_images / 255
     # The smallest and the largest published share of the image's side: 32 and 64 of 224 are 4 and 8 of 28.
     sides = [round(side * images.shape[-1] / 28) for side in sides]
 
-    def network(family: str, seed: int) -> nn.Module:
-        return trained(
-            f"{family}-mini",
-            lambda: _FAMILIES[family]().to(memory_format=torch.channels_last),
-            lambda: (images, labels),
-            Recipe(epochs=1, batch_size=32, lr=1e-2, schedule="one-cycle", seed=seed)
-            if smoke
-            # Chosen by clean accuracy alone: at lr 1e-3 the inception network is still wrong on half of the images.
-            else Recipe(epochs=2, batch_size=64, lr=1e-2, schedule="one-cycle", seed=seed),
-            key={"data": train_set.origin, "n": len(images), "side": images.shape[-1]},
-            device=run.device,
-        )
+    def network(family: str, seed: int) -> Callable[[], nn.Module]:
+        def build() -> nn.Module:
+            return _FAMILIES[family]().to(memory_format=torch.channels_last)
+
+        # Chosen by clean accuracy alone: at lr 1e-3 the inception network is still wrong on half of the images.
+        epochs, batch_size = (1, 32) if smoke else (2, 64)
+        recipe = Recipe(epochs, batch_size, lr=1e-2, schedule="one-cycle", seed=seed)
+        key = {"data": origin, "n": len(images), "side": images.shape[-1]}
+        return lazily_trained(run, f"{family}-mini", build, lambda: train, recipe, key)
 
     for family in families if run.wants("C1", "C3") else []:
         for seed in run.seeds:
-            measure = partial(_measure_fgsm, partial(network, family, seed), test_images, test_labels, epsilons)
+            measure = partial(_measure_fgsm, network(family, seed), test_images, test_labels, epsilons)
             run.step(f"fgsm/{family}/seed{seed}", measure)
     if run.wants("C1"):
         run.step("lite0/fgsm", partial(_measure_lite0, run))
     if run.wants("C2", "C4"):
-        first = {family: partial(network, family, run.seeds[0]) for family in families}
+        first = {family: network(family, run.seeds[0]) for family in families}
         fit_on = images[: 1_000 if smoke else 5_000] / 255, labels[: 1_000 if smoke else 5_000]
         held_out = test_images[: 64 if smoke else 250], test_labels[: 64 if smoke else 250]
         patches: dict[str, dict[str, Any]] = {}
@@ -120,6 +113,11 @@ def _small(run: Run) -> None:
     if run.wants("C2"):
         run.step("lite0/patch", partial(_measure_lite0_patch, run))
     _draw(run)
+
+
+def _square(images: Tensor) -> Tensor:
+    """Images of 8 x 8 are enlarged to 32 x 32."""
+    return images if images.shape[-1] >= 28 else resize_bilinear(images, 32)
 
 
 def _measure_fgsm(
@@ -150,16 +148,15 @@ def _checks(model: nn.Module, images: Tensor, labels: Tensor | None, epsilons: S
     return [check.to_dict() for check in attack_selftests(model, images, labels, epsilons=epsilons)]
 
 
-def _photographs(run: Run, model: Any, n: int) -> tuple[list[str], Tensor]:
+def _photographs(model: VisionModel, n: int) -> tuple[list[str], Tensor]:
     names = [name for name, record in PHOTOGRAPHS.items() if record.package == "skimage"][:n]
-    images = torch.stack([prepare(photo.image, model.preprocessing) for photo in photographs(names)])
-    return names, images.to(run.device)
+    return names, photograph_batch(photographs(names), model)
 
 
 def _measure_lite0(run: Run) -> dict[str, Any]:
     """Which photographs keep their own clean prediction, by name."""
     model = load_model("lite0", device=run.device)
-    names, images = _photographs(run, model, 2 if run.scale == "smoke" else 20)
+    names, images = _photographs(model, 2 if run.scale == "smoke" else 20)
     epsilons = [0.25 / 255, 0.5 / 255, 1 / 255]
     curve = fgsm_curve(model, images, epsilons=epsilons, batch_size=4)
     checks = [] if run.scale == "smoke" else attack_selftests(model, images, curve=curve, pgd_images=4, batch_size=4)
@@ -236,7 +233,7 @@ def _measure_lite0_patch(run: Run) -> dict[str, Any]:
     """A banana for the embedded network: trained on twelve photographs, counted on the other eight. Reported only."""
     smoke = run.scale == "smoke"
     model = load_model("lite0", device=run.device)
-    names, images = _photographs(run, model, 2 if smoke else 20)
+    names, images = _photographs(model, 2 if smoke else 20)
     split, steps = (1, 1) if smoke else (12, 24)
     patch = AdversarialPatch(64, _BANANA, image_size=images.shape[-1])
     losses = patch.fit(model, images[:split], steps, lr=_patch_lr(steps), batch_size=4)
@@ -245,9 +242,6 @@ def _measure_lite0_patch(run: Run) -> dict[str, Any]:
               (("patch", patch), ("random", control))}  # fmt: skip
     run.figure("banana-patch", lambda: _picture(patch.pixels()))
     return {"held_out": names[split:], "loss": [losses[0], losses[-1]], **{k: v.to_dict() for k, v in scores.items()}}
-
-
-# --------------------------------------------------------------------------------------------- published scale
 
 
 def _paper(run: Run) -> None:
@@ -306,9 +300,7 @@ def _imagenet(run: Run) -> tuple[Any, Any, Any]:
     from torch.utils.data import DataLoader, Subset
     from torchvision.datasets import ImageFolder
 
-    if run.data is None:
-        raise RunError("The paper scale needs the ImageNet validation set: --data FOLDER, or --dry-run.")
-    root = run.data / "val" if (run.data / "val").is_dir() else run.data
+    root = validation_folder(run)
     preprocessing = load_model("torchvision:resnet34", num_classes=1000).preprocessing
     folder = ImageFolder(str(root), transform=lambda image: prepare(image, preprocessing))
     taken: dict[int, list[int]] = {}
@@ -322,14 +314,11 @@ def _imagenet(run: Run) -> tuple[Any, Any, Any]:
     return everything, train, DataLoader(Subset(folder, order[cut:]), batch_size=32, num_workers=4)
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 def _judge_small(steps: Mapping[str, Any]) -> Judgement:
     """C1 on the three families."""
     measured, control, failures, beaten, disagree = [], [], [], True, False
     for family in _families(steps):
-        records = [value for name, value in steps.items() if name.startswith(f"fgsm/{family}/")]
+        records = find_records(steps, f"fgsm/{family}")
         at = records[0]["judged_at"]
         clean, fgsm, random = _mean_errors(records)
         held = [_holds(*_mean_errors([record]), at) for record in records]
@@ -366,7 +355,7 @@ def _monotone(errors: Sequence[float]) -> bool:
 def _judge_lite0(steps: Mapping[str, Any]) -> Judgement:
     """C1 on real weights and real photographs."""
     if "lite0/fgsm" not in steps:
-        return Judgement("not testable here", "", "", "Measured at laptop scale only; the paper scale has true labels.")
+        return not_testable("Measured at laptop scale only; the paper scale has true labels.")
     record = steps["lite0/fgsm"]
     n = len(record["photographs"])
     kept, random = wilson(sum(record["kept_fgsm"][-1]), n), wilson(sum(record["kept_random"][-1]), n)
@@ -408,8 +397,8 @@ def _judge_order(steps: Mapping[str, Any]) -> Judgement:
     """C3: is there a pair whose order turns round, in every seed?"""
     families = _families(steps)
     if len(families) < 2:
-        return Judgement("not testable here", "", "", "An order needs at least two networks.")
-    records = {f: [value for name, value in steps.items() if name.startswith(f"fgsm/{f}/")] for f in families}
+        return not_testable("An order needs at least two networks.")
+    records = {family: find_records(steps, f"fgsm/{family}") for family in families}
     # Halfway up: at the largest eps all errors meet at the top and order is noise.
     at = _middle(records[families[0]][0])
     clean = {f: [record["clean"] / record["n"] for record in records[f]] for f in families}
@@ -439,11 +428,10 @@ def _judge_order(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_transfer(steps: Mapping[str, Any]) -> Judgement:
-    """C4."""
     record = steps.get("transfer", {"networks": [], "success": [], "random": []})
     n = len(record["networks"])
     if n < 2:
-        return Judgement("not testable here", "", "", "Transfer needs at least two networks.")
+        return not_testable("Transfer needs at least two networks.")
     across = fmean(record["success"][i][j] for i in range(n) for j in range(n) if i != j)
     own = fmean(record["success"][i][i] for i in range(n))
     random = fmean(record["random"])
@@ -482,28 +470,15 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{a} is better than {b} when clean and worse under attack" for a, b in pairs)
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-
-def _square(images: Tensor) -> Tensor:
-    """Images of 8 x 8 are enlarged to 32 x 32; uint8 stays uint8."""
-    if images.shape[-1] >= 28:
-        return images
-    large = F.interpolate(images.float(), size=(32, 32), mode="bilinear")
-    return large.round().clamp(0, 255).to(images.dtype)
-
-
 def _draw(run: Run) -> None:
     if run.wants("C1", "C3"):
         run.figure("fgsm", lambda: _curves(run.steps()))
 
 
 def _curves(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, axes = subplots(figsize=(6, 4))
     for i, family in enumerate(_families(steps)):
-        records = [value for name, value in steps.items() if name.startswith(f"fgsm/{family}/")]
+        records = find_records(steps, f"fgsm/{family}")
         clean, fgsm, random = _mean_errors(records)
         eps = [0.0, *[255 * value for value in records[0]["epsilons"]]]
         axes.plot(eps, [100 * clean, *[100 * e for e in fgsm]], f"C{i}-o", label=f"{family}, FGSM")
@@ -514,9 +489,7 @@ def _curves(steps: Mapping[str, Any]) -> Figure:
 
 
 def _picture(pixels: Tensor) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(2, 2))
+    figure, axes = subplots(figsize=(2, 2))
     axes.imshow(pixels.permute(1, 2, 0).cpu().numpy())
     axes.axis("off")
     return figure

@@ -19,10 +19,9 @@ from striate.data.cifar import cifar10
 from striate.data.small import default_set, fashion_mnist, fashion_mnist_folder
 from striate.engine.model import Preprocessing, VisionModel
 from striate.engine.train import Augment, Loss, Recipe, cross_entropy, trained
-from striate.errors import RunError
 from striate.papers.base import Run
 
-__all__ = ["SmallImages", "cifar10_images", "count_correct", "fashion_images", "random_images", "train_arm"]
+__all__ = ["SmallImages", "cifar10_images", "fashion_images", "random_images", "train_arm"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,8 @@ def cifar10_images(run: Run) -> SmallImages:
     Raises:
         RunError: no ``--data``.
     """
-    if run.data is None:
-        raise RunError("The paper scale needs CIFAR-10 (python version): --data FOLDER, or --dry-run.")
-    train, test = cifar10(run.data, True), cifar10(run.data, False)
+    root = run.data_root("CIFAR-10 (python version)")
+    train, test = cifar10(root, True), cifar10(root, False)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as open_lth normalises CIFAR-10
     return SmallImages("CIFAR-10", (train.images, train.labels), (test.images, test.labels), mean, std, train.origin)
 
@@ -140,19 +138,6 @@ def train_arm(
     )
     assert isinstance(model, VisionModel)
     return model
-
-
-def count_correct(model: nn.Module, images: Tensor, labels: Tensor, attack: Callable[..., Tensor] | None = None) -> int:
-    """Return how many images are classified rightly, before or after ``attack(model, images, labels)``."""
-    device = next(model.parameters()).device
-    right = 0
-    for x, y in zip(images.split(500), labels.split(500), strict=True):
-        pixels = x.to(device).float() / (255 if x.dtype == torch.uint8 else 1)
-        if attack is not None:
-            pixels = attack(model, pixels, y.to(device))
-        with torch.no_grad():
-            right += int((model(pixels).argmax(dim=1).cpu() == y).sum())
-    return right
 
 
 def _resized(images: Tensor, side: int) -> Tensor:

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +33,16 @@ from striate.data.named_entities import named_entities
 from striate.data.tagged import TaggedSentence, read_tagged
 from striate.engine.train import Recipe
 from striate.errors import RunError
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import (
+    differences,
+    find_records,
+    group_records,
+    not_testable,
+    percent,
+    show_signed,
+    standard_error,
+)
 from striate.tasks.tagging.metrics import Counts, accuracy, by_vocabulary, span_report
 from striate.tasks.tagging.network import BiLSTMCNNCRF
 from striate.tasks.tagging.scheme import allowed_transitions, iob1_to_bioes
@@ -58,9 +67,6 @@ _SMALL = {"hidden": 64, "word_dim": 50}
 
 Part = Sequence[TaggedSentence]
 Parts = Mapping[str, Part]
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -193,9 +199,6 @@ def _measure_most_frequent(parts: Parts) -> dict[str, Any]:
     return {"tokens": tokens, "right": round(accuracy(gold, guess) * tokens)}
 
 
-# --------------------------------------------------------------------------------------------- published scale
-
-
 def _paper(run: Run) -> None:
     """The published experiments; with ``dry_run`` one step of each on sentences of the real shape."""
     sizes: dict[str, Any] = {"hidden": 200, "word_dim": 100}
@@ -264,14 +267,11 @@ def _made_vectors() -> WordVectors:
     )
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 def _judge_ptb(steps: Mapping[str, Any]) -> Judgement:
     """C1 on the Penn Treebank."""
     found = _accuracies(steps, "ptb")
     if "crf" not in found:
-        return Judgement("not testable here", "–", "–", "The Penn Treebank is read at the paper scale only (--data).")
+        return not_testable("The Penn Treebank is read at the paper scale only (--data).", "–")
     mean, others = fmean(found["crf"]), {arm: fmean(found[arm]) for arm in ("blstm", "cnn") if arm in found}
     measured = f"accuracy {mean:.2f} %"
     control = ", ".join(f"{_NAMES[arm]} {value:.2f} %" for arm, value in others.items()) or "–"
@@ -286,15 +286,15 @@ def _judge_speech(steps: Mapping[str, Any]) -> Judgement:
     """C1 on the stand-in."""
     found = _accuracies(steps, "speech")
     if not {"most frequent", "blstm", "crf"} <= set(found):
-        return Judgement("not testable here", "–", "–", "Parts of speech were not measured.")
+        return not_testable("Parts of speech were not measured.", "–")
     usual = found["most frequent"][0]
-    gains = [full - plain for full, plain in zip(found["crf"], found["blstm"], strict=True)]
+    gains = differences(found["crf"], found["blstm"])
     over = fmean(found["crf"]) - usual
     measured = f"accuracy {fmean(found['crf']):.2f} %"
     control = f"most frequent tag {usual:.2f} %, BLSTM alone {fmean(found['blstm']):.2f} %"
     if "first-order" in found:
         control += f" (with a first-order field {fmean(found['first-order']):.2f} %)"
-    shown = ", ".join(f"{gain:+.2f}" for gain in gains)
+    shown = show_signed(gains, 2)
     better = sum(gain > 0 for gain in gains)
     if over >= 1 and 3 * better >= 2 * len(gains):
         reason = f"Shape only, for the published figure is on the Penn Treebank: {over:+.2f} points over the most "
@@ -307,10 +307,9 @@ def _judge_speech(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_conll(steps: Mapping[str, Any]) -> Judgement:
-    """C2."""
     found = _f1(steps, "conll")
     if "crf" not in found:
-        return Judgement("not testable here", "–", "–", "CoNLL-2003 is read at the paper scale only (--data).")
+        return not_testable("CoNLL-2003 is read at the paper scale only (--data).", "–")
     mean = fmean(found["crf"])
     measured, control = f"F1 {mean:.2f}", f"BLSTM-CNN {fmean(found['cnn']):.2f}" if "cnn" in found else "–"
     if abs(mean - 91.21) <= 0.4:
@@ -326,8 +325,9 @@ def _judge_step(arm: str, before: str, least: float, steps: Mapping[str, Any]) -
     corpus = "conll" if _f1(steps, "conll") else "entities"
     found = _f1(steps, corpus)
     if not {arm, before} <= set(found):
-        return Judgement("not testable here", "–", "–", "Not all networks were trained at this scale.")
-    mean, error, gains = _difference(found[arm], found[before])
+        return not_testable("Not all networks were trained at this scale.", "–")
+    gains = differences(found[arm], found[before])
+    mean, error = fmean(gains), standard_error(gains)
     measured = f"{_NAMES[arm]} F1 {fmean(found[arm]):.2f}: {mean:+.2f}, standard error {error:.2f}"
     control = f"{_NAMES[before]} {fmean(found[before]):.2f}"
     collapsed = True
@@ -341,7 +341,7 @@ def _judge_step(arm: str, before: str, least: float, steps: Mapping[str, Any]) -
         )
     if mean >= least:
         return Judgement("reproduced", measured, control)
-    shown = ", ".join(f"{gain:+.2f}" for gain in gains)
+    shown = show_signed(gains, 2)
     if mean > error:
         return Judgement("direction only", measured, control, f"Wanted {least:+.1f}; by seed {shown}.")
     if min(gains) < 0 < max(gains):
@@ -354,9 +354,9 @@ def _judge_valid(steps: Mapping[str, Any]) -> Judgement:
     corpus = "conll" if _f1(steps, "conll") else "entities"
     rates = {}
     for arm in ("cnn", "crf"):
-        records = [steps[name] for name in sorted(steps) if name.startswith(f"{corpus}/{arm}/")]
+        records = find_records(steps, f"{corpus}/{arm}")
         if not records:
-            return Judgement("not testable here", "–", "–", "Not all networks were trained at this scale.")
+            return not_testable("Not all networks were trained at this scale.", "–")
         rates[arm] = 100 * sum(r["invalid"] for r in records) / sum(r["transitions"] for r in records)
     measured = f"forbidden transitions {rates['crf']:.3f} %"
     control = f"softmax on the same network {rates['cnn']:.3f} %"
@@ -375,14 +375,15 @@ def _judge_vectors(steps: Mapping[str, Any]) -> Judgement:
     random_ = _f1(steps, "entities", "unseen").get("crf", [])
     found = _f1(steps, "vectors", "unseen")
     if not random_ or not {"pretrained", "of other words"} <= set(found):
-        return Judgement("not testable here", "–", "–", "Word vectors were not compared at this scale.")
-    mean, error, gains = _difference(found["pretrained"], random_)
+        return not_testable("Word vectors were not compared at this scale.", "–")
+    gains = differences(found["pretrained"], random_)
+    mean, error = fmean(gains), standard_error(gains)
     measured = (
         f"F1 on entities with unseen words {fmean(found['pretrained']):.2f}: {mean:+.2f}, standard error {error:.2f}"
     )
     other = fmean(found["of other words"])
     control = f"random {fmean(random_):.2f}; vectors of other words {other:.2f}"
-    shown = ", ".join(f"{gain:+.2f}" for gain in gains)
+    shown = show_signed(gains, 2)
     if mean > error and fmean(found["pretrained"]) > other:
         return Judgement("reproduced", measured, control)
     if mean > error:
@@ -396,9 +397,7 @@ def _judge_published_vectors(steps: Mapping[str, Any]) -> Judgement:
     """C4 on CoNLL-2003."""
     glove, found = _f1(steps, "conll").get("crf"), _f1(steps, "conll vectors")
     if glove is None or "random" not in found:
-        return Judgement(
-            "not testable here", "–", "–", "CoNLL-2003 and GloVe are read at the paper scale only (--data)."
-        )
+        return not_testable("CoNLL-2003 and GloVe are read at the paper scale only (--data).", "–")
     gap = fmean(glove) - fmean(found["random"])
     measured = f"random vectors F1 {fmean(found['random']):.2f}"
     control = f"GloVe {fmean(glove):.2f}" + "".join(f", {k} {fmean(v):.2f}" for k, v in found.items() if k != "random")
@@ -411,7 +410,7 @@ def _judge_published_vectors(steps: Mapping[str, Any]) -> Judgement:
 
 def _accuracies(steps: Mapping[str, Any], corpus: str) -> dict[str, list[float]]:
     """Arm -> per cent of tokens by seed."""
-    return _by_arm(steps, corpus, lambda record: 100 * record["right"] / record["tokens"])
+    return _by_arm(steps, corpus, lambda record: percent(record, "right", "tokens"))
 
 
 def _f1(steps: Mapping[str, Any], corpus: str, which: str = "spans") -> dict[str, list[float]]:
@@ -419,21 +418,10 @@ def _f1(steps: Mapping[str, Any], corpus: str, which: str = "spans") -> dict[str
     return _by_arm(steps, corpus, lambda record: 100 * Counts(**record[which]).f1)
 
 
-def _by_arm(steps: Mapping[str, Any], corpus: str, value: Any) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for name in sorted(steps):
-        if name.startswith(f"{corpus}/"):
-            found.setdefault(name.split("/")[1], []).append(value(steps[name]))
-    return found
-
-
-def _difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Return mean, standard error and values of the paired differences."""
-    values = [a - b for a, b in zip(first, second, strict=True)]
-    return fmean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0, values
-
-
-# ---------------------------------------------------------------------------------------------------- figures
+def _by_arm(
+    steps: Mapping[str, Any], corpus: str, value: Callable[[Mapping[str, Any]], float]
+) -> dict[str, list[float]]:
+    return {arm: [value(record) for record in records] for arm, records in group_records(steps, corpus).items()}
 
 
 def _draw(run: Run) -> None:
@@ -443,9 +431,7 @@ def _draw(run: Run) -> None:
 
 
 def _bars(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(4, 3))
+    figure, (left, right) = subplots(1, 2, figsize=(9, 3.2), width_ratios=(4, 3))
     found = _f1(steps, "entities")
     seen = {_NAMES[arm]: found[arm] for arm in _PUBLISHED}
     vectors = _f1(steps, "vectors", "unseen")

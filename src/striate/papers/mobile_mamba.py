@@ -22,7 +22,6 @@ epochs with a TResNet-L as a teacher (:mod:`striate.learn.distillation`). Unveri
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean, median
@@ -33,14 +32,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.gratings import gratings
-from striate.data.small import default_set
+from striate.engine.latency import wall_seconds
 from striate.engine.macs import count_macs
 from striate.engine.state import seeded
-from striate.engine.train import Recipe, trained
+from striate.engine.train import Recipe
 from striate.models.micro import MobileMicro
 from striate.models.mobile_mamba import VARIANTS, MobileMamba
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
-from striate.papers.published import measure_published, training_step
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import differences, find_records, never_testable, not_testable, shares, show_range
+from striate.papers.measure import count_parameters, lazily_trained, measure_accuracy, predict, train_and_test
+from striate.papers.published import imagenet_top1, measure_published, training_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,12 +64,7 @@ _MIXERS: dict[str, dict[str, Any]] = {
     "no scan": {"scan": False},
     "no identity": {"global_ratio": (1.0, 1.0, 1.0), "local_ratio": (0.0, 0.0, 0.0)},
 }
-
-
 _MOBILE_WIDTHS = (6, 12, 24, 40)  # as many multiplications as ours at 64 x 64
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -94,10 +90,10 @@ def _measure_sizes(names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         with torch.device("meta"):
             model = MobileMamba(**VARIANTS[name].options).eval()
-            folded = _parameters(model.fuse())
+            folded = count_parameters(model.fuse())
         found[name] = {
-            "parameters": _parameters(model),
-            "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+            "parameters": count_parameters(model),
+            "trainable": count_parameters(model, trainable=True),
             "folded": folded,
             "macs": count_macs(model, torch.zeros(1, *VARIANTS[name].input_size)),
         }
@@ -135,11 +131,7 @@ def _measure_speed(batch: int, side: int, rounds: int, device: torch.device) -> 
             network(x[:2])  # warms up
         for _ in range(rounds):
             for name, network in networks.items():
-                start = time.perf_counter()
-                network(x)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                seconds[name].append(round(time.perf_counter() - start, 5))
+                seconds[name].append(round(wall_seconds(partial(network, x), device), 5))
     return {"batch": batch, "side": side, "macs": macs, "seconds": seconds, "device": device.type}
 
 
@@ -148,15 +140,9 @@ def _receptive_fields(run: Run, smoke: bool) -> None:
     run.note("gratings", {"train": train.origin, "test": test.origin})
     for seed in run.seeds:
         for name, options in _MIXERS.items():
-            network = partial(
-                trained,
-                f"mobile-mamba-gratings-{name.replace(' ', '-')}",
-                partial(_micro, 8, **options),
-                lambda: (train.images, train.labels),
-                _recipe(1 if smoke else 4, seed),
-                key={"data": train.origin, "options": options},
-                device=run.device,
-            )
+            recipe, key = _recipe(1 if smoke else 4, seed), {"data": train.origin, "options": options}
+            title, build = f"mobile-mamba-gratings-{name.replace(' ', '-')}", partial(_micro, 8, **options)
+            network = lazily_trained(run, title, build, lambda: (train.images, train.labels), recipe, key)
             run.step(f"gratings/{name}/seed{seed}", partial(_measure_gratings, network, test))
 
 
@@ -171,35 +157,25 @@ def _recipe(epochs: int, seed: int) -> Recipe:
 
 def _measure_gratings(network: Callable[[], nn.Module], test: Any) -> dict[str, Any]:
     model = network()
-    predicted = _predict(model, test.images)
+    predicted = predict(model, test.images)
     return {
         "both": int((predicted == test.labels).sum()),
         "orientation": int((predicted // 4 == test.orientations).sum()),
         "carrier": int((predicted % 4 == test.carriers).sum()),
         "n": len(test),
-        "parameters": _parameters(model),
+        "parameters": count_parameters(model),
         "macs": count_macs(model, test.images[:1]),
     }
 
 
 def _accuracy(run: Run, smoke: bool) -> None:
-    n_train, n_test = (64, 64) if smoke else (3_000, 2_000)
-    train, test = default_set(True), default_set(False)
-    images, labels = _resized(train.images[:n_train]), train.labels[:n_train]
-    test_images, test_labels = _resized(test.images[:n_test]), test.labels[:n_test]
-    run.note("data", {"train": train.origin, "test": test.origin, "n": [len(images), len(test_images)]})
+    train, test, origin = train_and_test(run, *((64, 64) if smoke else (3_000, 2_000)), _resized)
+    key = {"data": origin, "n": len(train[1]), "side": 64}
     for seed in run.seeds:
         for name, build in (("ours", partial(_micro, 10)), ("mobile", _mobile)):
-            network = partial(
-                trained,
-                f"mobile-mamba-fashion-{name}",
-                build,
-                lambda: (images, labels),
-                _recipe(1 if smoke else 3, seed),
-                key={"data": train.origin, "n": len(images), "side": 64},
-                device=run.device,
-            )
-            run.step(f"accuracy/{name}/seed{seed}", partial(_measure_accuracy, network, test_images, test_labels))
+            recipe = _recipe(1 if smoke else 3, seed)
+            network = lazily_trained(run, f"mobile-mamba-fashion-{name}", build, lambda: train, recipe, key)
+            run.step(f"accuracy/{name}/seed{seed}", partial(measure_accuracy, network, *test))
 
 
 def _mobile() -> nn.Module:
@@ -208,29 +184,6 @@ def _mobile() -> nn.Module:
 
 def _resized(images: Tensor) -> Tensor:
     return F.interpolate(images.float() / 255, size=(64, 64), mode="bilinear", align_corners=False)
-
-
-def _measure_accuracy(network: Callable[[], nn.Module], images: Tensor, labels: Tensor) -> dict[str, Any]:
-    model = network()
-    return {
-        "correct": int((_predict(model, images) == labels).sum()),
-        "n": len(labels),
-        "parameters": _parameters(model),
-        "macs": count_macs(model, images[:1]),
-    }
-
-
-def _predict(model: nn.Module, images: Tensor) -> Tensor:
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        return torch.cat([model(x.to(device)).argmax(1).cpu() for x in images.split(250)])
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-# --------------------------------------------------------------------------------------------- published scale
 
 
 def _paper(run: Run) -> None:
@@ -245,14 +198,11 @@ def _paper(run: Run) -> None:
         run.step("distilled", partial(training_step, run, "mobile_mamba_t2", recipe, teacher="tresnet_v2_l"))
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 def _judge_sizes(steps: Mapping[str, Any]) -> Judgement:
     """C1, the costs."""
     record = steps.get("sizes")
     if record is None:
-        return Judgement("not testable here", "", "", "Counted at smoke and laptop scale.")
+        return not_testable("Counted at smoke and laptop scale.")
     wrong = [
         name
         for name, found in record["networks"].items()
@@ -273,10 +223,11 @@ def _judge_sizes(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_small(steps: Mapping[str, Any]) -> Judgement:
     """C1 against a light CNN."""
-    ours, other = _shares(steps, "accuracy/ours/", "correct"), _shares(steps, "accuracy/mobile/", "correct")
+    ours, other = shares(steps, "accuracy/ours"), shares(steps, "accuracy/mobile")
     if not ours or not other:
-        return Judgement("not testable here", "", "", "Measured at smoke and laptop scale.")
-    share = _first(steps, "accuracy/ours/")["macs"] / _first(steps, "accuracy/mobile/")["macs"]
+        return not_testable("Measured at smoke and laptop scale.")
+    macs = [find_records(steps, f"accuracy/{name}")[0]["macs"] for name in ("ours", "mobile")]
+    share = macs[0] / macs[1]
     figures = _percent(ours), f"mobile CNN {_percent(other)} (multiplications: ours {share:.2f} of its)"
     if not 0.9 <= share <= 1.1:
         return Judgement("inconclusive", *figures, "The two networks do not cost the same.")
@@ -289,10 +240,9 @@ def _judge_small(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_published(steps: Mapping[str, Any]) -> Judgement:
     """C1 on ImageNet."""
-    found = {name: steps[f"imagenet/{name}"] for name in VARIANTS if f"imagenet/{name}" in steps}
-    if len(found) < len(VARIANTS):
-        return Judgement("not testable here", "", "", "Needs the authors' checkpoints and ImageNet (paper scale).")
-    top1 = {name: 100 * record["correct"] / record["n"] for name, record in found.items()}
+    top1 = imagenet_top1(steps, VARIANTS)
+    if not top1:
+        return not_testable("Needs the authors' checkpoints and ImageNet (paper scale).")
     figures = (
         ", ".join(f"{name[-2:].upper()} {value:.1f} %" for name, value in top1.items()),
         ", ".join(f"{VARIANTS[name].top1} %" for name in top1),
@@ -307,7 +257,7 @@ def _judge_speed(steps: Mapping[str, Any]) -> Judgement:
     """C2 on this CPU."""
     record = steps.get("speed")
     if record is None or record["device"] != "cpu":
-        return Judgement("not testable here", "", "", "Timed at laptop scale.")
+        return not_testable("Timed at laptop scale.")
     seconds = record["seconds"]
     ours = "mobile_mamba_s6"
     ratios = {name: _ratio(seconds[name], seconds[ours]) for name in ("vmamba_tiny", "efficient_vmamba_t")}
@@ -333,23 +283,17 @@ def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def _judge_gpu(steps: Mapping[str, Any]) -> Judgement:
-    """C2, the published factor."""
-    reason = "21 times faster than LocalVim is a figure of a GPU and of a network that is not in this library."
-    return Judgement("not testable here", "", "", reason)
-
-
 def _judge_split(steps: Mapping[str, Any]) -> Judgement:
     """C3: every part of the mixer."""
-    full = _shares(steps, "gratings/full/", "both")
-    others = {name: _shares(steps, f"gratings/{name}/", "both") for name in _MIXERS if name != "full"}
+    full = shares(steps, "gratings/full", "both")
+    others = {name: shares(steps, f"gratings/{name}", "both") for name in _MIXERS if name != "full"}
     if not full or not all(others.values()):
-        return Judgement("not testable here", "", "", "Measured at smoke and laptop scale.")
-    figures = _percent(full), "; ".join(f"{name} {_percent(shares)}" for name, shares in others.items())
-    above = [name for name, shares in others.items() if fmean(full) < fmean(shares) - 0.005]
+        return not_testable("Measured at smoke and laptop scale.")
+    figures = _percent(full), "; ".join(f"{name} {_percent(values)}" for name, values in others.items())
+    above = [name for name, values in others.items() if fmean(full) < fmean(values) - 0.005]
     if above:
         return Judgement("not reproduced", *figures, f"More than half a point better: {', '.join(above)}.")
-    level = [name for name, shares in others.items() if fmean(full) < fmean(shares) + 0.005]
+    level = [name for name, values in others.items() if fmean(full) < fmean(values) + 0.005]
     if len(level) == len(others):
         return Judgement("inconclusive", *figures, "Nothing that is taken out makes a difference.")
     if level:
@@ -359,15 +303,15 @@ def _judge_split(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_fine(steps: Mapping[str, Any]) -> Judgement:
     """C3: the wavelet and the fine carrier."""
-    full, other = _shares(steps, "gratings/full/", "carrier"), _shares(steps, "gratings/no wavelet/", "carrier")
+    full, other = shares(steps, "gratings/full", "carrier"), shares(steps, "gratings/no wavelet", "carrier")
     if not full or not other:
-        return Judgement("not testable here", "", "", "Measured at smoke and laptop scale.")
-    long = _shares(steps, "gratings/full/", "orientation"), _shares(steps, "gratings/no wavelet/", "orientation")
+        return not_testable("Measured at smoke and laptop scale.")
+    long = shares(steps, "gratings/full", "orientation"), shares(steps, "gratings/no wavelet", "orientation")
     figures = (
         f"carrier {_percent(full)} (orientation {_percent(long[0])})",
         f"without the wavelet {_percent(other)} (orientation {_percent(long[1])}); chance 25 %",
     )
-    gains = [a - b for a, b in zip(full, other, strict=True)]
+    gains = differences(full, other)
     if fmean(gains) < 0.02:
         reason = "Without the wavelet the fine carrier is told as well, within two points."
         return Judgement("direction only" if min(gains) > 0 else "not reproduced", *figures, reason)
@@ -376,25 +320,8 @@ def _judge_fine(steps: Mapping[str, Any]) -> Judgement:
     return Judgement("reproduced", *figures)
 
 
-def _judge_downstream(steps: Mapping[str, Any]) -> Judgement:
-    """C4."""
-    reason = "Detection and segmentation need COCO and ADE20K and days of GPUs; the features are served by timm."
-    return Judgement("not testable here", "", "", reason)
-
-
-def _first(steps: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-    return next(record for name, record in steps.items() if name.startswith(prefix))
-
-
-def _shares(steps: Mapping[str, Any], prefix: str, key: str) -> list[float]:
-    return [record[key] / record["n"] for name, record in steps.items() if name.startswith(prefix)]
-
-
-def _percent(shares: Sequence[float]) -> str:
-    return f"{100 * fmean(shares):.1f} % [{100 * min(shares):.1f}, {100 * max(shares):.1f}]"
-
-
-# ---------------------------------------------------------------------------------------------------- figures
+def _percent(values: Sequence[float]) -> str:
+    return show_range(values, scale=100)
 
 
 def _draw(run: Run) -> None:
@@ -404,15 +331,13 @@ def _draw(run: Run) -> None:
 
 
 def _factors(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3))
+    figure, axes = subplots(figsize=(6, 3))
     for i, name in enumerate(_MIXERS):
         for j, factor in enumerate(("orientation", "carrier")):
-            shares = [100 * share for share in _shares(steps, f"gratings/{name}/", factor)]
+            found = [100 * share for share in shares(steps, f"gratings/{name}", factor)]
             height = i + 0.15 * (2 * j - 1)
-            axes.plot(shares, [height] * len(shares), "os"[j], color=f"C{j}", alpha=0.6, label="" if i else factor)
-            axes.plot([fmean(shares)], [height], "|", color="black", markersize=12)
+            axes.plot(found, [height] * len(found), "os"[j], color=f"C{j}", alpha=0.6, label="" if i else factor)
+            axes.plot([fmean(found)], [height], "|", color="black", markersize=12)
     for j, chance in enumerate((50, 25)):
         axes.axvline(chance, color=f"C{j}", linestyle=":")
     axes.set_yticks(range(len(_MIXERS)), list(_MIXERS))
@@ -453,7 +378,14 @@ REPRODUCTION = Reproduction(
             _judge_speed,
             part="CPU",
         ),
-        Predicate("C2", "21 times faster than LocalVim on a GPU.", _judge_gpu, part="GPU"),
+        Predicate(
+            "C2",
+            "21 times faster than LocalVim on a GPU.",
+            never_testable(
+                "21 times faster than LocalVim is a figure of a GPU and of a network that is not in this library."
+            ),
+            part="GPU",
+        ),
         Predicate(
             "C3",
             "On gratings, mean over seeds, the whole mixer is more than half a point better than without its wavelet, "
@@ -469,7 +401,13 @@ REPRODUCTION = Reproduction(
             _judge_fine,
             part="fine detail",
         ),
-        Predicate("C4", "Mask R-CNN and RetinaNet on COCO, three segmenters on ADE20K.", _judge_downstream),
+        Predicate(
+            "C4",
+            "Mask R-CNN and RetinaNet on COCO, three segmenters on ADE20K.",
+            never_testable(
+                "Detection and segmentation need COCO and ADE20K and days of GPUs; the features are served by timm."
+            ),
+        ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0,)},
     minutes={"smoke": 0.2, "laptop": 4, "paper": 15},

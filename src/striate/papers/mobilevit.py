@@ -34,8 +34,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +48,17 @@ from striate.data.small import default_set
 from striate.data.variable_batch import ScaledBatch, batch_sizes, resized_batch
 from striate.engine.load import load_model
 from striate.engine.macs import count_macs
+from striate.engine.state import device_of
 from striate.engine.stats import bootstrap_mean, paired_bootstrap
 from striate.engine.train import Recipe, cross_entropy, fit, trained
 from striate.errors import RunError
 from striate.layers.mobilevit_block import MobileViTBlock
 from striate.models.micro import MobileMicro, vit_micro
 from striate.models.mobilevit import VARIANTS, MobileViT, MobileViTConfig, load_official
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
-from striate.papers.published import count_right, validation_images
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import differences, find_records, never_testable, not_testable, percent
+from striate.papers.measure import count_correct, count_parameters, resize_bilinear
+from striate.papers.published import count_right, imagenet_top1, validation_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,9 +82,6 @@ _BASE_BATCH = 36
 _SIZES: list[ScaledBatch] = batch_sizes(_SIDE, 48, 80, check_scale=16, n_scales=3, base_batch=_BASE_BATCH)
 _RELATION: dict[str, Any] = {"size": 160, "gap": 130, "mark": 8, "noise": 0.05}
 _PUBLISHED_CONTROLS = {"mobilenetv3_large_100": 5_483_032, "deit_tiny_patch16_224": 5_717_416}
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -156,7 +157,7 @@ class _Small:
     def measure_fashion(self, name: str, seed: int) -> dict[str, Any]:
         """E1: right answers on held-out images."""
         model = self.network(name, seed)
-        return {"parameters": _parameters(model), "n": self.n_test, "right": _right(model, *self.test)}
+        return {"parameters": count_parameters(model), "n": self.n_test, "right": count_correct(model, *self.test)}
 
     def measure_relation(self, attention: bool, seed: int) -> dict[str, Any]:
         """E2: right answers on images of another seed; half of them are "same"."""
@@ -169,33 +170,23 @@ class _Small:
             device=self.run.device,
         )
         test = _relation(self.n_test, 1_000_000 + seed)
-        return {"parameters": _parameters(model), "n": self.n_test, "right": _right(model, *test)}
+        return {"parameters": count_parameters(model), "n": self.n_test, "right": count_correct(model, *test)}
 
     def measure_sampler(self, sampler: str, seed: int) -> dict[str, Any]:
         """E3: right answers at each size; the fixed sampler's network is E1's."""
         model = self.network("mobilevit", seed, sampler)
-        images, labels = self.test
         sides = [height for height, _, _ in _SIZES]
-        right = [_right(model, images, labels, side=side) for side in sides]
+        right = [_right(model, *self.test, side) for side in sides]
         return {"sides": sides, "n": self.n_test, "right": right}
 
 
 def _recipe(epochs: int, batch_size: int, seed: int, lr: float = 5e-3) -> Recipe:
-    return Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer="adamw",
-        lr=lr,
-        weight_decay=0.01,
-        schedule="one-cycle",
-        seed=seed,
-    )
+    return Recipe(epochs, batch_size, "adamw", lr, weight_decay=0.01, schedule="one-cycle", seed=seed)
 
 
 def _enlarged(images: Tensor) -> Tensor:
     """(N, 1, h, w) uint8 to (N, 3, 64, 64)."""
-    large = F.interpolate(images.float(), size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
-    return large.round().to(torch.uint8).expand(-1, 3, -1, -1)
+    return resize_bilinear(images, _SIDE).expand(-1, 3, -1, -1)
 
 
 def _relation(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -203,20 +194,12 @@ def _relation(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return data.images, data.labels
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@torch.no_grad()
-def _right(model: nn.Module, images: Tensor, labels: Tensor, side: int = 0) -> int:
-    """Number of right answers on uint8 images, resized to ``side`` if given."""
-    device, right = next(model.parameters()).device, 0
-    for x, y in zip(images.split(250), labels.split(250), strict=True):
-        pixels = x.to(device).float() / 255
-        if side and side != x.shape[-1]:
-            pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-        right += int((model(pixels).argmax(dim=1) == y.to(device)).sum())
-    return right
+def _right(model: nn.Module, images: Tensor, labels: Tensor, side: int) -> int:
+    """Number of right answers on uint8 images resized to ``side``."""
+    if side != images.shape[-1]:
+        images = images.to(device_of(model)).float() / 255
+        images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    return count_correct(model, images, labels)
 
 
 def _measure_reach() -> dict[str, Any]:
@@ -250,12 +233,12 @@ def _measure_counts() -> dict[str, Any]:
             model = timm.create_model(name)
         macs = count_macs(model, torch.zeros(1, *variant.input_size, device="meta"))
         published = {"published_parameters": variant.parameters, "published_macs": variant.macs}
-        counts[name] = {"parameters": _parameters(model), "macs": macs / 1e9, **published}
+        counts[name] = {"parameters": count_parameters(model), "macs": macs / 1e9, **published}
     for name in _PUBLISHED_CONTROLS:
         with torch.device("meta"):
             model = timm.create_model(name)
         macs = count_macs(model, torch.zeros(1, 3, 224, 224, device="meta"))
-        counts[name] = {"parameters": _parameters(model), "macs": macs / 1e9}
+        counts[name] = {"parameters": count_parameters(model), "macs": macs / 1e9}
     return counts
 
 
@@ -278,9 +261,6 @@ def _measure_speed(repeats: int) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------------------------------------- published scale
-
-
 def _paper(run: Run) -> None:
     """The authors' checkpoints on ImageNet; with ``dry_run`` one training step and one evaluation on random data."""
     if run.dry_run:
@@ -295,60 +275,44 @@ def _paper(run: Run) -> None:
         return
     if not run.wants("C1"):
         return
-    if run.data is None:
-        raise RunError(
-            "The paper scale needs ImageNet's validation set and the checkpoints: --data FOLDER, or --dry-run."
-        )
+    root = run.data_root("ImageNet's validation set and the checkpoints")
     for name in VARIANTS:
-        run.step(f"imagenet/{name}", partial(_measure_official, run, name))
+        run.step(f"imagenet/{name}", partial(_measure_official, root, name, run.device))
     for name in _PUBLISHED_CONTROLS:
-        run.step(f"imagenet/{name}", partial(_measure_control, run, name))
+        run.step(f"imagenet/{name}", partial(_measure_control, root, name, run.device))
 
 
 def _one_published_step(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """AdamW, weight decay 0.01 on everything, peak learning rate 2e-3, bfloat16 where the device is a GPU."""
-    gpu = next(model.parameters()).is_cuda
-    recipe = Recipe(
-        epochs=1,
-        batch_size=len(images),
-        optimizer="adamw",
-        lr=2e-3,
-        weight_decay=0.01,
-        precision="bfloat16" if gpu else "float32",
-    )
+    precision: Literal["float32", "bfloat16"] = "bfloat16" if device_of(model).type == "cuda" else "float32"
+    recipe = Recipe(1, len(images), "adamw", 2e-3, weight_decay=0.01, precision=precision)
     records = fit(model, images, labels, recipe, augment=RandomResizedCrop())
     return {"loss": records[-1]["loss"]}
 
 
-def _measure_official(run: Run, name: str) -> dict[str, Any]:
-    assert run.data is not None
+def _measure_official(root: Path, name: str, device: torch.device) -> dict[str, Any]:
     stem = name.removeprefix("striate_")
     for order in ("bgr", "rgb"):
         for suffix in ("pt", "safetensors"):
-            path = run.data / (f"{stem}.bgr.{suffix}" if order == "bgr" else f"{stem}.{suffix}")
+            path = root / (f"{stem}.bgr.{suffix}" if order == "bgr" else f"{stem}.{suffix}")
             if path.is_file():
-                network = load_official(path, channel_order=order).to(run.device)
+                network = load_official(path, channel_order=order).to(device)
                 preprocessing = load_model(name, pretrained=False).preprocessing
-                found = count_right(network, validation_images(run.data, preprocessing), run.device)
+                found = count_right(network, validation_images(root, preprocessing), device)
                 return {**found, "channel_order": order}
     raise RunError(
-        f"There is no {stem}.pt, {stem}.bgr.pt or .safetensors in {run.data}: put the authors' checkpoint there."
+        f"There is no {stem}.pt, {stem}.bgr.pt or .safetensors in {root}: put the authors' checkpoint there."
     )
 
 
-def _measure_control(run: Run, name: str) -> dict[str, Any]:
-    assert run.data is not None
-    model = load_model(name, pretrained=True, device=run.device)
-    return dict(count_right(model, validation_images(run.data, model.preprocessing), run.device))
-
-
-# ------------------------------------------------------------------------------------------------- predicates
+def _measure_control(root: Path, name: str, device: torch.device) -> dict[str, Any]:
+    model = load_model(name, pretrained=True, device=device)
+    return dict(count_right(model, validation_images(root, model.preprocessing), device))
 
 
 def _accuracy(steps: Mapping[str, Any], group: str, name: str) -> list[float]:
     """Accuracy of each seed, in per cent."""
-    found = sorted(key for key in steps if key.startswith(f"{group}/{name}/seed"))
-    return [100 * steps[key]["right"] / steps[key]["n"] for key in found]
+    return [percent(record, "right") for record in find_records(steps, f"{group}/{name}")]
 
 
 def _shown(values: Sequence[float]) -> str:
@@ -361,7 +325,7 @@ def _judge_fashion(steps: Mapping[str, Any]) -> Judgement:
     ours = _accuracy(steps, "fashion", "mobilevit")
     cnn, deit = (_accuracy(steps, "fashion", name) for name in ("mobile CNN", "deit"))
     if not (ours and cnn and deit):
-        return Judgement("not testable here", "", "", "Measured at laptop scale; the paper scale has ImageNet itself.")
+        return not_testable("Measured at laptop scale; the paper scale has ImageNet itself.")
     figures = f"MobileViT {_shown(ours)}", f"mobile CNN {_shown(cnn)}; DeiT {_shown(deit)}"
     over_cnn, over_deit = fmean(ours) - fmean(cnn), fmean(ours) - fmean(deit)
     gaps = f"{over_cnn:+.1f} points over the CNN, {over_deit:+.1f} over DeiT."
@@ -378,11 +342,8 @@ def _judge_imagenet(steps: Mapping[str, Any]) -> Judgement:
     """C1 on ImageNet."""
     if "imagenet/striate_mobilevit_s" not in steps or steps["imagenet/striate_mobilevit_s"]["n"] < 1_000:
         reason = "ImageNet and the authors' checkpoints are not on this machine; --scale paper measures it."
-        return Judgement("not testable here", "", "", reason)
-    top1, others = (
-        {name: 100 * steps[f"imagenet/{name}"]["correct"] / steps[f"imagenet/{name}"]["n"] for name in names}
-        for names in (VARIANTS, _PUBLISHED_CONTROLS)
-    )
+        return not_testable(reason)
+    top1, others = (imagenet_top1(steps, names) for names in (VARIANTS, _PUBLISHED_CONTROLS))
     figures = _listed(top1), _listed(others)
     published = {name: variant.top1 or 0.0 for name, variant in VARIANTS.items()}
     close = all(abs(top1[name] - published[name]) <= 0.5 for name in VARIANTS)
@@ -395,12 +356,6 @@ def _judge_imagenet(steps: Mapping[str, Any]) -> Judgement:
 
 def _listed(values: Mapping[str, float]) -> str:
     return "; ".join(f"{name} {value:.1f} %" for name, value in values.items())
-
-
-def _judge_dense(steps: Mapping[str, Any]) -> Judgement:
-    """C2."""
-    reason = "COCO and PASCAL VOC and days of training are needed; the backbone has the output strides for both."
-    return Judgement("not testable here", "", "", reason)
 
 
 def _judge_reach(steps: Mapping[str, Any]) -> Judgement:
@@ -422,12 +377,12 @@ def _judge_relation(steps: Mapping[str, Any]) -> Judgement:
     """C3, learnt."""
     ours, control = (_accuracy(steps, "relation", name) for name in ("attention", "pointwise"))
     if not (ours and control):
-        return Judgement("not testable here", "", "", "Measured at laptop scale only.")
+        return not_testable("Measured at laptop scale only.")
     figures = f"with attention {_shown(ours)}", f"without {_shown(control)}"
     gap = paired_bootstrap(ours, control)
     reason = f"The gap is {gap.value:.1f} [{gap.low:.1f}, {gap.high:.1f}] points."
     if gap.value >= 10:
-        certain = min(a - b for a, b in zip(ours, control, strict=True)) > 0
+        certain = min(differences(ours, control)) > 0
         return Judgement("reproduced" if certain else "inconclusive", *figures, reason)
     if max(*ours, *control) < 60:
         return Judgement("inconclusive", *figures, f"Neither network learns the task in so few steps. {reason}")
@@ -438,7 +393,7 @@ def _judge_sampler(steps: Mapping[str, Any]) -> Judgement:
     """C4, accuracy."""
     found = {name: _by_side(steps, name) for name in ("fixed", "variable")}
     if not (found["fixed"] and found["variable"]):
-        return Judgement("not testable here", "", "", "Measured at laptop scale only.")
+        return not_testable("Measured at laptop scale only.")
     mean = {name: {side: fmean(values) for side, values in sides.items()} for name, sides in found.items()}
     gain = {side: mean["variable"][side] - mean["fixed"][side] for side in mean["fixed"]}
     by_size = {
@@ -456,7 +411,7 @@ def _judge_sampler(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _by_side(steps: Mapping[str, Any], sampler: str) -> dict[int, list[float]]:
-    records = [steps[name] for name in sorted(steps) if name.startswith(f"sampler/{sampler}/seed")]
+    records = find_records(steps, f"sampler/{sampler}")
     if not records:
         return {}
     return {
@@ -468,7 +423,7 @@ def _by_side(steps: Mapping[str, Any], sampler: str) -> dict[int, list[float]]:
 def _judge_speed(steps: Mapping[str, Any]) -> Judgement:
     """C4, time: seconds an image, sizes drawn uniformly."""
     if "sampler/speed" not in steps:
-        return Judgement("not testable here", "", "", "Measured at laptop scale only.")
+        return not_testable("Measured at laptop scale only.")
     record = steps["sampler/speed"]
     sizes, seconds = record["sizes"], record["seconds"]
     an_image = {name: sum(seconds[name]) / sum(count for _, _, count in sizes[name]) for name in sizes}
@@ -515,7 +470,7 @@ def _judge_light(steps: Mapping[str, Any]) -> Judgement:
     """C5 against a transformer of twice the size."""
     ours, control = (_accuracy(steps, "fashion", name) for name in ("mobilevit half", "deit"))
     if not (ours and control):
-        return Judgement("not testable here", "", "", "Measured at laptop scale only.")
+        return not_testable("Measured at laptop scale only.")
     figures = f"MobileViT of half the parameters {_shown(ours)}", f"DeiT {_shown(control)}"
     gap = paired_bootstrap(ours, control)
     reason = f"The gap is {gap.value:+.1f} [{gap.low:.1f}, {gap.high:.1f}] points."
@@ -524,13 +479,8 @@ def _judge_light(steps: Mapping[str, Any]) -> Judgement:
     return Judgement("inconclusive" if gap.high > 0 else "not reproduced", *figures, reason)
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-
 def _reach_figure(record: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(record["maps"]), figsize=(2.6 * len(record["maps"]), 3))
+    figure, axes = subplots(1, len(record["maps"]), figsize=(2.6 * len(record["maps"]), 3))
     for axis, (name, seen) in zip(axes, record["maps"].items(), strict=True):
         axis.imshow(seen, cmap="Blues", vmin=0, vmax=1.5)
         axis.plot(record["at"][1], record["at"][0], "r+", markersize=10)
@@ -544,9 +494,7 @@ def _reach_figure(record: Mapping[str, Any]) -> Figure:
 
 
 def _sampler_figure(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(4.5, 3.2))
+    figure, axes = subplots(figsize=(4.5, 3.2))
     for colour, name in (("C0", "variable"), ("C1", "fixed")):
         sides = _by_side(steps, name)
         mean = [fmean(values) for values in sides.values()]
@@ -576,7 +524,13 @@ REPRODUCTION = Reproduction(
             _judge_imagenet,
             part="ImageNet",
         ),
-        Predicate("C2", "COCO and PASCAL VOC: needs the data sets.", _judge_dense),
+        Predicate(
+            "C2",
+            "COCO and PASCAL VOC: needs the data sets.",
+            never_testable(
+                "COCO and PASCAL VOC and days of training are needed; the backbone has the output strides for both."
+            ),
+        ),
         Predicate(
             "C3",
             "The gradient of one output pixel of a block reaches every input pixel; with 4 x 4 patches and a 1 x 1 "

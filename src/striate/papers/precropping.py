@@ -45,10 +45,11 @@ from striate.engine.latency import compare_latency
 from striate.engine.macs import count_macs
 from striate.engine.memory import activation_bytes
 from striate.engine.state import seeded
-from striate.engine.train import Recipe, trained
-from striate.errors import RunError
+from striate.engine.train import Recipe, fit
 from striate.models.cifar_resnet import CifarResNet
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import accuracies, group_records, never_testable, not_testable
+from striate.papers.measure import count_correct, lazily_trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,9 +68,6 @@ _NAMES = {
 }
 _BREADTH = ("mobilenet", "shufflenet")
 _BREADTH_DENSITY = 0.2
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -115,10 +113,7 @@ def _images(run: Run, side: int) -> tuple[LabelledImages, LabelledImages]:
 
 def _recipe(run: Run, seed: int) -> Recipe:
     epochs = 1 if run.dry_run else {"smoke": 2, "laptop": 3, "paper": 160}[run.scale]
-    return Recipe(
-        epochs=epochs, batch_size=128, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine",
-        seed=seed,
-    )  # fmt: skip
+    return Recipe(epochs, 128, "sgd", 0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", seed=seed)
 
 
 def _train_all(
@@ -142,18 +137,15 @@ def _train_all(
             return weight_mask(network, example, "synflow", density, rounds=rounds)
 
         for density, arm in [(1.0, "dense"), *((density, arm) for density in densities for arm in arms)]:
-
-            def network(density: float = density, arm: str = arm, seed: int = seed) -> nn.Module:
-                return trained(
-                    f"precropping-{step}-{arm}",
-                    partial(_arm, build, arm, density, partial(synflow, density), example, seed),
-                    lambda: (train.images, train.labels),
-                    _recipe(run, seed),
-                    augment=PaddedCrop() if run.scale == "paper" else None,
-                    key={"data": train.origin, "n": len(train), "density": density, "rounds": rounds, "version": 1},
-                    device=run.device,
-                )
-
+            network = lazily_trained(
+                run,
+                f"precropping-{step}-{arm}",
+                partial(_arm, build, arm, density, partial(synflow, density), example, seed),
+                lambda: (train.images, train.labels),
+                _recipe(run, seed),
+                {"data": train.origin, "n": len(train), "density": density, "rounds": rounds, "version": 1},
+                augment=PaddedCrop() if run.scale == "paper" else None,
+            )
             run.step(f"{step}/{arm}/{density:g}/seed{seed}", partial(_measure, network, example, test))
 
 
@@ -198,11 +190,7 @@ def _turned_round(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 def _measure(network: Callable[[], nn.Module], example: Tensor, test: LabelledImages) -> dict[str, Any]:
     model = network()
-    device = next(model.parameters()).device
-    right = 0
-    with torch.no_grad():
-        for x, y in zip(test.images.split(500), test.labels.split(500), strict=True):
-            right += int((model(x.to(device).float() / 255).argmax(dim=1).cpu() == y).sum())
+    right = count_correct(model, test.images, test.labels, batch_size=500)
     plain = bake_weight_mask(model)
     layers = [module for module in plain.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     weights = sum(int((module.weight != 0).sum()) for module in layers)
@@ -257,9 +245,6 @@ def _for_grey(network: nn.Module, channels: int) -> nn.Module:
     return network
 
 
-# --------------------------------------------------------------------------------------------- published scale
-
-
 def _paper(run: Run) -> None:
     """ResNet-20 on CIFAR-10; with ``dry_run`` one step on random data, and one of a cropped MobileNetV2."""
     build = partial(CifarResNet, 20, shortcut="pad")
@@ -271,10 +256,9 @@ def _paper(run: Run) -> None:
         part = LabelledImages(random, torch.arange(8), (), "dry run")
         train = test = part
         densities, seeds = (0.2,), run.seeds[:1]
-    elif run.data is None:
-        raise RunError("The paper scale needs CIFAR-10 (cifar-10-batches-py): --data FOLDER, or --dry-run.")
     else:
-        train, test = (cifar10(run.data, part) for part in (True, False))
+        root = run.data_root("CIFAR-10 (cifar-10-batches-py)")
+        train, test = (cifar10(root, part) for part in (True, False))
     if run.wants("C1", "C2"):
         _train_all(run, "accuracy", build, (train, test), densities, _ARMS, seeds)
     if run.wants("C4") and run.dry_run:
@@ -285,27 +269,19 @@ def _imagenet_step(run: Run) -> dict[str, Any]:
     """One step of a cropped MobileNetV2 on images of ImageNet's shape."""
     import torchvision
 
-    from striate.engine.train import fit
-
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     small = precrop(torchvision.models.mobilenet_v2(), 0.5, images).to(run.device)
-    recipe = Recipe(
-        epochs=1, batch_size=256, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=4e-5, schedule="cosine"
-    )
+    recipe = Recipe(1, 256, "sgd", 0.05, momentum=0.9, weight_decay=4e-5, schedule="cosine")
     losses = fit(small, images, torch.tensor([1, 2]), recipe)
     return {"loss": losses[-1]["loss"], "weights": small.crop_report.params[1]}  # type: ignore[union-attr, index]
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 def _judge_reshuffled(steps: Mapping[str, Any]) -> Judgement:
-    """C1."""
     found = _accuracies(steps, "accuracy")
     densities = sorted({density for arm, density in found if arm == "mask"}, reverse=True)
     arms = ("mask", "reshuffled", "wrong")
     if not densities or any((arm, density) not in found for arm in arms for density in densities):
-        return Judgement("not testable here", "–", "–", "Masks were not trained.")
+        return not_testable("Masks were not trained.", "–")
     apart, bounds = {}, {}
     for density in densities:
         mask, other = found["mask", density], found["reshuffled", density]
@@ -337,11 +313,10 @@ def _judge_reshuffled(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_precrop(steps: Mapping[str, Any]) -> Judgement:
-    """C2."""
     found, weights = _accuracies(steps, "accuracy"), _weights(steps, "accuracy")
     densities = sorted({density for arm, density in found if arm == "mask"}, reverse=True)
     if not densities or any((arm, d) not in found for arm in ("precrop", "wrong") for d in densities):
-        return Judgement("not testable here", "–", "–", "Cropped networks were not trained.")
+        return not_testable("Cropped networks were not trained.", "–")
     held, parts, tricked = [], [], []
     for density in densities:
         mean = {arm: fmean(values) for (arm, d), values in found.items() if d == density}
@@ -378,10 +353,9 @@ def _judge_precrop(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_cost(steps: Mapping[str, Any]) -> Judgement:
-    """C3."""
     record = steps.get("cost")
     if record is None or "precrop 0.2" not in record:
-        return Judgement("not testable here", "–", "–", "Time and memory were not measured.")
+        return not_testable("Time and memory were not measured.", "–")
     crop, mask = record["precrop 0.2"], record["mask 0.2"]
     memory = crop["activations"] / record["activations"]
     shown = (
@@ -406,7 +380,7 @@ def _judge_breadth(steps: Mapping[str, Any]) -> Judgement:
     for name in _BREADTH:
         found = {arm: fmean(values) for (arm, density), values in _accuracies(steps, name).items() if density < 1}
         if not {"mask", "precrop", "wrong"} <= set(found):
-            return Judgement("not testable here", "–", "–", "These networks were not trained.")
+            return not_testable("These networks were not trained.", "–")
         parts.append(f"{name}: PreCrop {found['precrop']:.1f}, mask {found['mask']:.1f}")
         controls.append(f"{name} turned round {found['wrong']:.1f}")
         if found["precrop"] >= found["mask"]:
@@ -423,47 +397,30 @@ def _judge_breadth(steps: Mapping[str, Any]) -> Judgement:
     return Judgement("not reproduced", shown, control, "The mask is better on both (one seed).")
 
 
-def _judge_imagenet(steps: Mapping[str, Any]) -> Judgement:
-    """C4 on ImageNet."""
-    reason = (
-        "ImageNet is not trained on at any scale; the other part of this claim has the architectures on small images."
-    )
-    return Judgement("not testable here", "–", "–", reason)
-
-
 def _accuracies(steps: Mapping[str, Any], step: str) -> dict[tuple[str, float], list[float]]:
     """(arm, density) -> per cent by seed."""
-    found: dict[tuple[str, float], list[float]] = {}
-    for name in sorted(steps):
-        if name.startswith(f"{step}/"):
-            _, arm, density, _ = name.split("/")
-            found.setdefault((arm, float(density)), []).append(100 * steps[name]["correct"] / steps[name]["n"])
-    return found
+    return {_arm_and_density(name): values for name, values in accuracies(steps, step).items()}
 
 
 def _weights(steps: Mapping[str, Any], step: str) -> dict[tuple[str, float], float]:
     """(arm, density) -> mean number of weights that are not zero."""
-    found: dict[tuple[str, float], list[float]] = {}
-    for name in steps:
-        if name.startswith(f"{step}/"):
-            _, arm, density, _ = name.split("/")
-            found.setdefault((arm, float(density)), []).append(steps[name]["weights"])
-    return {key: fmean(values) for key, values in found.items()}
+    found = group_records(steps, step).items()
+    return {_arm_and_density(name): fmean(record["weights"] for record in records) for name, records in found}
+
+
+def _arm_and_density(name: str) -> tuple[str, float]:
+    arm, density = name.split("/")
+    return arm, float(density)
 
 
 def _sd(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-
 def _accuracy_figure(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
     found = _accuracies(steps, "accuracy")
     densities = sorted({density for arm, density in found if arm != "dense"}, reverse=True)
-    figure, axes = plt.subplots(1, len(densities), figsize=(4.2 * len(densities), 3), sharex=True, squeeze=False)
+    figure, axes = subplots(1, len(densities), figsize=(4.2 * len(densities), 3), sharex=True, squeeze=False)
     for axis, density in zip(axes[0], densities, strict=True):
         arms = [arm for arm in _ARMS if (arm, density) in found]
         for place, arm in enumerate(reversed(arms)):
@@ -483,11 +440,9 @@ def _accuracy_figure(steps: Mapping[str, Any]) -> Figure:
 
 
 def _density_figure(network: nn.Module, density: float) -> Figure:
-    import matplotlib.pyplot as plt
-
     example = torch.zeros(1, 1, 16, 16)
     graph = channel_graph(network, example)
-    figure, axis = plt.subplots(figsize=(7, 3.2))
+    figure, axis = subplots(figsize=(7, 3.2))
     for method, style in (("synflow", "o-"), ("synexp", "s-"), ("erk", "^--"), ("uniform", ":")):
         p = layer_density(network, example, method, density, graph=graph)  # type: ignore[arg-type]
         axis.plot(range(len(p)), list(p.values()), style, label=method, markersize=4)
@@ -532,7 +487,16 @@ REPRODUCTION = Reproduction(
             _judge_breadth,
             part="architectures",
         ),
-        Predicate("C4", "Needs training on ImageNet.", _judge_imagenet, part="ImageNet"),
+        Predicate(
+            "C4",
+            "Needs training on ImageNet.",
+            never_testable(
+                "ImageNet is not trained on at any scale; the other part of this claim has the architectures on small "
+                "images.",
+                "–",
+            ),
+            part="ImageNet",
+        ),
     ),
     seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
     minutes={"smoke": 0.2, "laptop": 1.5, "paper": 1_500},

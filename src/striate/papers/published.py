@@ -15,12 +15,20 @@ from striate.engine.load import load_model
 from striate.engine.model import Preprocessing, VisionModel
 from striate.engine.state import seeded
 from striate.engine.train import Loss, Recipe, cross_entropy, fit
-from striate.errors import RunError
 from striate.learn.distillation import DistillationLoss
 from striate.models.variant import variants
 from striate.papers.base import Judgement, Run
+from striate.papers.judge import not_testable, percent
 
-__all__ = ["count_right", "judge_published", "measure_published", "training_step", "validation_images"]
+__all__ = [
+    "count_right",
+    "imagenet_top1",
+    "judge_published",
+    "measure_published",
+    "training_step",
+    "validation_folder",
+    "validation_images",
+]
 
 
 def measure_published(run: Run, name: str) -> dict[str, Any]:
@@ -32,12 +40,21 @@ def measure_published(run: Run, name: str) -> dict[str, Any]:
     if run.dry_run:
         model = load_model(name, device=run.device)
         return count_right(model, [(torch.rand(2, *model.preprocessing.input_size), torch.tensor([0, 1]))], run.device)
-    if run.data is None:
-        raise RunError("The paper scale needs ImageNet and the authors' checkpoints: --data FOLDER, or --dry-run.")
-    files = [run.data / "checkpoints" / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
+    root = run.data_root("ImageNet and the authors' checkpoints")
+    files = [root / "checkpoints" / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
     file = next((path for path in files if path.is_file()), files[-1])
     model = load_model(str(file), architecture=name, num_classes=1000, device=run.device)
-    return count_right(model, validation_images(run.data, model.preprocessing), run.device)
+    return count_right(model, validation_images(root, model.preprocessing), run.device)
+
+
+def validation_folder(run: Run) -> Path:
+    """Return where the class folders of ImageNet's validation set are: ``val`` under ``--data``, or ``--data`` itself.
+
+    Raises:
+        RunError: no ``--data``.
+    """
+    root = run.data_root("the ImageNet validation set")
+    return root / "val" if (root / "val").is_dir() else root
 
 
 def validation_images(root: Path, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,12 +131,18 @@ def training_step(
     return fit(model, images, torch.tensor([1, 2]), recipe, loss=loss)[-1]
 
 
+def imagenet_top1(steps: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """Return the top-1 of each network in per cent (steps ``imagenet/NAME``); empty unless all were measured."""
+    if any(f"imagenet/{name}" not in steps for name in names):
+        return {}
+    return {name: percent(steps[f"imagenet/{name}"]) for name in names}
+
+
 def judge_published(names: tuple[str, ...], steps: Mapping[str, Any]) -> Judgement:
     """Hold top-1 of the authors' weights to the published figures, within 0.3 points (steps ``imagenet/NAME``)."""
-    found = {name: steps[f"imagenet/{name}"] for name in names if f"imagenet/{name}" in steps}
-    if len(found) < len(names):
-        return Judgement("not testable here", "", "", "ImageNet and the authors' weights: the paper scale.")
-    top1 = {name: 100 * record["correct"] / record["n"] for name, record in found.items()}
+    top1 = imagenet_top1(steps, names)
+    if not top1:
+        return not_testable("ImageNet and the authors' weights: the paper scale.")
     published = {name: variants()[name].top1 for name in names}
     measured = "; ".join(f"{name} {value:.2f} %" for name, value in top1.items())
     control = "published: " + "; ".join(f"{name} {value} %" for name, value in published.items())

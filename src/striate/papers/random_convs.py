@@ -37,15 +37,10 @@ from striate.learn.freezing import freeze_spatial
 from striate.models.cifar_resnet import cifar_resnet
 from striate.models.low_resolution import low_resolution
 from striate.models.micro import MobileMicro
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
-from striate.papers.frozen_training import (
-    SmallImages,
-    cifar10_images,
-    count_correct,
-    fashion_images,
-    random_images,
-    train_arm,
-)
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.frozen_training import SmallImages, cifar10_images, fashion_images, random_images, train_arm
+from striate.papers.judge import differences, group_records, not_testable, percent, show_range, show_signed
+from striate.papers.measure import count_correct, count_parameters
 from striate.stress.fgsm import fgsm
 
 if TYPE_CHECKING:
@@ -126,9 +121,6 @@ _DRY: _Arms = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- the lab book
-
-
 def run(run: Run) -> None:
     """Measure all that the predicates read."""
     groups: dict[str, tuple[SmallImages, _Arms]]
@@ -198,17 +190,18 @@ def _measure(run: Run, data: SmallImages, group: str, arm: _Arm, seed: int) -> d
         augment=PaddedCrop(4, flip=0.5) if group == "cifar10" else None,
         loss=partial(cross_entropy, label_smoothing=0.1),
     )
-    images, labels = data.test
+    correct = partial(count_correct, model, batch_size=500)
+    learned = count_parameters(model, trainable=True)
     eps = 1 / 255 if run.scale == "paper" else 2 / 255
     record: dict[str, Any] = {
-        "correct": count_correct(model, images, labels),
-        "n": len(labels),
-        "train_correct": count_correct(model, *data.train),
+        "correct": correct(*data.test),
+        "n": len(data.test[1]),
+        "train_correct": correct(*data.train),
         "train_n": len(data.train[1]),
-        "fgsm_correct": count_correct(model, images, labels, attack=lambda m, x, y: fgsm(m, x, y, eps)),
+        "fgsm_correct": correct(*data.test, attack=lambda m, x, y: fgsm(m, x, y, eps)),
         "eps": eps,
-        "learned": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        "learned": learned,
+        "frozen": count_parameters(model) - learned,
     }
     filters = filter_report(model)
     for what in ("entropy", "sparsity", "orthogonality"):
@@ -219,17 +212,11 @@ def _measure(run: Run, data: SmallImages, group: str, arm: _Arm, seed: int) -> d
     return record
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-
 class _Found:
     """The records of one group by arm, a list over seeds each."""
 
     def __init__(self, steps: Mapping[str, Any], group: str) -> None:
-        self.records: dict[str, list[Mapping[str, Any]]] = {}
-        for name in sorted(steps):
-            if name.startswith(f"{group}/"):
-                self.records.setdefault(name.split("/")[1], []).append(steps[name])
+        self.records = group_records(steps, group)
 
     def has(self, *arms: _Arm) -> bool:
         return all(arm.name in self.records for arm in arms)
@@ -237,18 +224,16 @@ class _Found:
     def accuracy(self, arm: _Arm, what: str = "correct") -> list[float]:
         """Per cent by seed."""
         n = "train_n" if what.startswith("train") else "n"
-        return [100 * record[what] / record[n] for record in self.records[arm.name]]
+        return [percent(record, what, n) for record in self.records[arm.name]]
 
     def values(self, arm: _Arm, what: str) -> list[float]:
         return [record[what] for record in self.records[arm.name]]
 
     def difference(self, first: _Arm, second: _Arm, what: str = "correct") -> list[float]:
-        pairs = zip(self.accuracy(first, what), self.accuracy(second, what), strict=True)
-        return [a - b for a, b in pairs]
+        return differences(self.accuracy(first, what), self.accuracy(second, what))
 
     def shown(self, arm: _Arm) -> str:
-        values = self.accuracy(arm)
-        return f"{arm.name} {fmean(values):.1f} % [{min(values):.1f}, {max(values):.1f}]"
+        return f"{arm.name} {show_range(self.accuracy(arm))}"
 
 
 def _not_run(group: str) -> Judgement:
@@ -256,11 +241,7 @@ def _not_run(group: str) -> Judgement:
         reason = "Not all the networks that this needs were trained."
     else:
         reason = "CIFAR-10 is read at the paper scale only (--data); another part measures this on Fashion-MNIST."
-    return Judgement("not testable here", "–", "–", reason)
-
-
-def _by_seed(values: list[float]) -> str:
-    return ", ".join(f"{value:+.1f}" for value in values)
+    return not_testable(reason, "–")
 
 
 def _judge_enough(steps: Mapping[str, Any]) -> Judgement:
@@ -312,7 +293,6 @@ def _judge_off_the_shelf(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_expansion(group: str, steps: Mapping[str, Any]) -> Judgement:
-    """C2."""
     found = _Found(steps, group)
     expansions = (1, 4, 16) if group == "fashion" else _EXPANSIONS
     arms = [_lc(e) for e in expansions]
@@ -332,23 +312,25 @@ def _judge_expansion(group: str, steps: Mapping[str, Any]) -> Judgement:
         reason = f"Rising, but at E {expansions[-1]} still {-fmean(last):.2f} points below the plain network."
         return Judgement("direction only", measured, dense, reason)
     if min(whole) > 0:
-        return Judgement("direction only", measured, dense, f"Not at every step: {_by_seed(steps_up)} points.")
+        return Judgement("direction only", measured, dense, f"Not at every step: {show_signed(steps_up)} points.")
     if max(whole) > 0:
-        reason = f"The seeds disagree: {_by_seed(whole)} points from E {expansions[0]} to {expansions[-1]}."
+        reason = f"The seeds disagree: {show_signed(whole)} points from E {expansions[0]} to {expansions[-1]}."
         return Judgement("inconclusive", measured, dense, reason)
-    return Judgement("not reproduced", measured, dense, f"Accuracy does not rise with E: {_by_seed(steps_up)} points.")
+    return Judgement(
+        "not reproduced", measured, dense, f"Accuracy does not rise with E: {show_signed(steps_up)} points."
+    )
 
 
 def _judge_beats(steps: Mapping[str, Any]) -> Judgement:
     """C2 and C4 on Fashion-MNIST at its published size."""
     found, frozen, learned = _Found(steps, "fashion32"), _lc(128), _lc(128, frozen=False)
     if not found.has(_DENSE, frozen, learned):
-        return Judgement("not testable here", "–", "–", "Fashion-MNIST at 32 x 32 for 75 epochs: the paper scale.")
+        return not_testable("Fashion-MNIST at 32 x 32 for 75 epochs: the paper scale.", "–")
     measured, control = found.shown(frozen), f"{found.shown(_DENSE)}; {found.shown(learned)}"
     gain = found.difference(frozen, _DENSE)
     if fmean(gain) >= -0.1 and fmean(found.difference(frozen, learned)) > 0:
         return Judgement("reproduced", measured, control)
-    return Judgement("not reproduced", measured, control, f"{_by_seed(gain)} points against the plain network.")
+    return Judgement("not reproduced", measured, control, f"{show_signed(gain)} points against the plain network.")
 
 
 def _judge_robust(group: str, steps: Mapping[str, Any]) -> Judgement:
@@ -356,11 +338,8 @@ def _judge_robust(group: str, steps: Mapping[str, Any]) -> Judgement:
     found, frozen = _Found(steps, group), _lc(16 if group == "fashion" else 128)
     if not found.has(frozen, _DENSE):
         return _not_run(group)
-    gap = {
-        arm: [t - c for t, c in zip(found.accuracy(arm, "train_correct"), found.accuracy(arm), strict=True)]
-        for arm in (frozen, _DENSE)
-    }
-    smaller = [dense - ours for dense, ours in zip(gap[_DENSE], gap[frozen], strict=True)]
+    gap = {arm: differences(found.accuracy(arm, "train_correct"), found.accuracy(arm)) for arm in (frozen, _DENSE)}
+    smaller = differences(gap[_DENSE], gap[frozen])
     sturdier = found.difference(frozen, _DENSE, "fgsm_correct")
     eps = round(255 * found.values(frozen, "eps")[0])
 
@@ -375,7 +354,9 @@ def _judge_robust(group: str, steps: Mapping[str, Any]) -> Judgement:
     enough = 2 * len(smaller) / 3
     overfits_less = sum(value > 0 for value in smaller) >= enough
     resists_more = sum(value > 0 for value in sturdier) >= enough
-    reason = f"By seed, train - test is smaller by {_by_seed(smaller)}, FGSM accuracy higher by {_by_seed(sturdier)}."
+    reason = (
+        f"By seed, train - test is smaller by {show_signed(smaller)}, FGSM accuracy higher by {show_signed(sturdier)}."
+    )
     if overfits_less and resists_more:
         return Judgement("reproduced", measured, control, reason)
     if overfits_less or resists_more:
@@ -388,7 +369,7 @@ def _judge_diverse(group: str, steps: Mapping[str, Any]) -> Judgement:
     found, frozen = _Found(steps, group), _lc(16 if group == "fashion" else 128)
     if not found.has(frozen, _DENSE):
         return _not_run(group)
-    more = [a - b for a, b in zip(found.values(frozen, "entropy"), found.values(_DENSE, "entropy"), strict=True)]
+    more = differences(found.values(frozen, "entropy"), found.values(_DENSE, "entropy"))
 
     def shown(arm: _Arm) -> str:
         entropy, other = (fmean(found.values(arm, what)) for what in ("entropy", "orthogonality"))
@@ -406,7 +387,6 @@ def _judge_diverse(group: str, steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_learning(group: str, steps: Mapping[str, Any]) -> Judgement:
-    """C4."""
     found = _Found(steps, group)
     expansions = (16,) if group == "fashion" else (8, 16, 32, 64, 128)
     if not all(found.has(_lc(e), _lc(e, frozen=False)) for e in expansions):
@@ -448,8 +428,8 @@ def _judge_kernel_size(group: str, steps: Mapping[str, Any]) -> Judgement:
     grows = all(later > earlier for earlier, later in pairwise(gains))
     cause = ratio[False] > 1.5 and abs(ratio[True] - 1) <= 0.2
     if grows and cause:
-        more = [b - a for a, b in zip(_gains(found, sizes[0]), _gains(found, sizes[-1]), strict=True)]
-        reason = f"By seed, it adds {_by_seed(more)} points more at k {sizes[-1]} than at k {sizes[0]}."
+        more = differences(_gains(found, sizes[-1]), _gains(found, sizes[0]))
+        reason = f"By seed, it adds {show_signed(more)} points more at k {sizes[-1]} than at k {sizes[0]}."
         return Judgement("reproduced", measured, control, reason)
     if grows:
         return Judgement("direction only", measured, control, "The gap grows, but kernels do not differ as claimed.")
@@ -464,18 +444,17 @@ def _judge_gap_expansion(group: str, steps: Mapping[str, Any]) -> Judgement:
     if not all(found.has(_lc(e), _lc(e, frozen=False)) for e in (1, last)):
         return _not_run(group)
     first, after = _gains(found, 3, 1), _gains(found, 3, last)
-    shrinks = [a - b for a, b in zip(first, after, strict=True)]
+    shrinks = differences(first, after)
     measured, control = f"gap {fmean(after):+.1f} points at E {last}", f"{fmean(first):+.1f} points at E 1"
     if min(shrinks) > 0:
         return Judgement("reproduced", measured, control)
-    reason = f"Smaller by {_by_seed(shrinks)} points by seed."
+    reason = f"Smaller by {show_signed(shrinks)} points by seed."
     if fmean(shrinks) > 0:
         return Judgement("inconclusive", measured, control, f"{reason} The seeds disagree.")
     return Judgement("not reproduced", measured, control, reason)
 
 
 def _judge_between(group: str, steps: Mapping[str, Any]) -> Judgement:
-    """C6."""
     found, e = _Found(steps, group), 4 if group == "fashion" else 64
     words: tuple[Between, ...] = ("relu", "bn", "bn-relu")
     arms = {word: _lc(e, between=word) for word in words}
@@ -485,7 +464,7 @@ def _judge_between(group: str, steps: Mapping[str, Any]) -> Judgement:
     measured = f"E {e}: " + ", ".join(f"{word} {fmean(found.accuracy(arms[word])):.1f} %" for word in words)
     control = f"nothing {fmean(found.accuracy(_lc(e))):.1f} %"
     both, linear = gain["bn-relu"], gain["bn"]
-    reason = f"BN and ReLU {_by_seed(both)}; BN alone {_by_seed(linear)} points by seed."
+    reason = f"BN and ReLU {show_signed(both)}; BN alone {show_signed(linear)} points by seed."
     if min(both) > 0 and fmean(both) >= 1 and fmean(linear) < fmean(both):
         return Judgement("reproduced", measured, control)
     if min(both) > 0 and fmean(linear) < fmean(both):
@@ -493,9 +472,6 @@ def _judge_between(group: str, steps: Mapping[str, Any]) -> Judgement:
     if max(both) > 0 and fmean(linear) < fmean(both):
         return Judgement("inconclusive", measured, control, f"The seeds disagree. {reason}")
     return Judgement("not reproduced", measured, control, reason)
-
-
-# ---------------------------------------------------------------------------------------------------- figures
 
 
 def _draw(run: Run) -> None:
@@ -509,9 +485,7 @@ def _draw(run: Run) -> None:
 
 
 def _by_expansion(found: _Found) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2))
+    figure, panels = subplots(1, 2, figsize=(8, 3.2))
     for axes, what, label in zip(panels, ("correct", "fgsm_correct"), ("accuracy, %", "under FGSM, %"), strict=True):
         for frozen, colour in ((True, "C0"), (False, "C1")):
             arms = [_lc(e, frozen=frozen) for e in _EXPANSIONS if found.has(_lc(e, frozen=frozen))]
@@ -534,9 +508,7 @@ def _by_expansion(found: _Found) -> Figure:
 
 
 def _variances(found: _Found) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(5, 2.6), layout="constrained")
+    figure, panels = subplots(1, 2, figsize=(5, 2.6), layout="constrained")
     maps = {
         frozen: torch.tensor(found.values(_lc(1, kernel=7, frozen=frozen), "variance")).mean(0)
         for frozen in (False, True)

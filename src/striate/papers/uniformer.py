@@ -40,15 +40,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.moving_blob import Clips, moving_blob
-from striate.data.small import LabelledImages, default_set
+from striate.data.small import LabelledImages
 from striate.data.texture_relation import texture_relation
 from striate.engine.macs import count_macs
-from striate.engine.state import seeded
-from striate.engine.train import Recipe, fit, trained
+from striate.engine.state import device_of, seeded
+from striate.engine.train import Recipe, fit
 from striate.models.micro import ResNetMicro, vit_micro
 from striate.models.uniformer import VARIANTS, UniFormer, uniformer_micro
 from striate.models.uniformer_3d import UniFormer3D, inflate_2d_state_dict, uniformer3d_base, uniformer3d_small
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import differences, find_records, never_testable, not_testable, percent
+from striate.papers.measure import (
+    count_parameters,
+    lazily_trained,
+    measure_accuracy,
+    predict,
+    resize_bilinear,
+    train_and_test,
+)
 from striate.papers.published import judge_published, measure_published, training_step
 
 if TYPE_CHECKING:
@@ -64,9 +73,6 @@ _NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet": partial(ResNetMicro, (15, 30, 60, 120), stem_stride=4, in_chans=1),
     "deit": partial(vit_micro, 56, 7, 72, 4, 4, 1),
 }
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -100,26 +106,24 @@ def _measure_table(smoke: bool) -> dict[str, Any]:
 
 
 def _size(model: nn.Module, x: Tensor) -> dict[str, int]:
-    return {"parameters": sum(p.numel() for p in model.parameters()), "macs": count_macs(model, x)}
+    return {"parameters": count_parameters(model), "macs": count_macs(model, x)}
 
 
 def _placement(run: Run, smoke: bool) -> None:
     train, test = texture_relation(128 if smoke else 2_400, seed=0), texture_relation(60 if smoke else 1_000, seed=1)
     run.note("texture and relation", [train.origin, test.origin])
     run.step("reach", _measure_reach)
+
+    def data() -> tuple[Tensor, Tensor]:
+        return _centred(train.images), train.labels
+
     for seed in run.seeds:
         for placement in _PLACEMENTS[:2] if smoke else _PLACEMENTS:
             # 150 batches of 16 an epoch: 600 steps.
             recipe = Recipe(1 if smoke else 4, 16, "adamw", 5e-4, weight_decay=0.05, schedule="one-cycle", seed=seed)
-            network = partial(
-                trained,
-                f"uniformer-{placement}",
-                partial(uniformer_micro, 1, 6, placement=placement),
-                lambda: (_centred(train.images), train.labels),
-                recipe,
-                key={"data": train.origin, "centred": True, "placement": placement},
-                device=run.device,
-            )
+            build = partial(uniformer_micro, 1, 6, placement=placement)
+            key = {"data": train.origin, "centred": True, "placement": placement}
+            network = lazily_trained(run, f"uniformer-{placement}", build, data, recipe, key)
             run.step(f"placement/{placement}/seed{seed}", partial(_measure_placement, network, test))
 
 
@@ -143,7 +147,7 @@ def _measure_reach() -> dict[str, Any]:
 def _measure_placement(train: Callable[[], nn.Module], test: LabelledImages) -> dict[str, Any]:
     """Accuracy on the class and on its two factors, and multiplications at the trained size and at 224."""
     network = train()
-    answers = _answers(network, _centred(test.images))
+    answers = predict(network, _centred(test.images))
     sizes = {"trained": tuple(test.images.shape[2:]), "224": (224, 224)}
     return {
         "n": len(test),
@@ -152,12 +156,6 @@ def _measure_placement(train: Callable[[], nn.Module], test: LabelledImages) -> 
         "relation": int((answers % 2 == test.labels % 2).sum()),
         "macs": {name: count_macs(network.cpu(), torch.zeros(1, 1, *size)) for name, size in sizes.items()},
     }
-
-
-def _answers(network: nn.Module, x: Tensor) -> Tensor:
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        return torch.cat([network(part.to(device)).argmax(1).cpu() for part in x.split(250)])
 
 
 def _video(run: Run, smoke: bool) -> None:
@@ -170,15 +168,14 @@ def _video(run: Run, smoke: bool) -> None:
     for seed in run.seeds:
         for kind, (build, logits) in kinds.items():
             recipe = Recipe(1 if smoke else 10, 32, "adamw", 2e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
-            network = partial(
-                trained,
+            network = lazily_trained(
+                run,
                 f"uniformer-video-{kind}",
                 build,
                 lambda: (train.clips, train.labels),
                 recipe,
+                {"data": train.origin},
                 loss=_frame_loss if logits is _frame_logits else _clip_loss,
-                key={"data": train.origin},
-                device=run.device,
             )
             run.step(f"video/{kind}/seed{seed}", partial(_measure_video, network, logits, test))
     run.step("inflation", _measure_inflation)
@@ -207,9 +204,8 @@ def _measure_video(
 ) -> dict[str, Any]:
     """Right answers of six, and between a movement and the same played backwards."""
     network = train()
-    device = next(network.parameters()).device
     with torch.inference_mode():
-        parts = [logits(network, part.to(device) / 255).cpu() for part in test.clips.split(100)]
+        parts = [logits(network, part.to(device_of(network)) / 255).cpu() for part in test.clips.split(100)]
     scores, labels = torch.cat(parts), test.labels
     rows = torch.arange(len(labels))
     return {
@@ -241,35 +237,14 @@ def _measure_inflation() -> dict[str, Any]:
 
 
 def _accuracy(run: Run, smoke: bool) -> None:
-    n_train, n_test = (256, 200) if smoke else (5_000, 2_000)
-    train, test = default_set(True), default_set(False)
-    images, labels = _doubled(train.images[:n_train]), train.labels[:n_train]
-    test_images, test_labels = _doubled(test.images[:n_test]), test.labels[:n_test]
-    run.note("data", {"train": train.origin, "test": test.origin, "n": [len(images), len(test_images)]})
+    n = (256, 200) if smoke else (5_000, 2_000)
+    train, test, origin = train_and_test(run, *n, partial(resize_bilinear, side=56))
     for seed in run.seeds:
         for name in ["uniformer", "deit"] if smoke else list(_NETWORKS):
             recipe = Recipe(1 if smoke else 3, 64, "adamw", 2e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
-            network = partial(
-                trained,
-                f"uniformer-paper-{name}",
-                _NETWORKS[name],
-                lambda: (images, labels),
-                recipe,
-                key={"data": train.origin, "n": n_train},
-                device=run.device,
-            )
-            run.step(f"accuracy/{name}/seed{seed}", partial(_measure_accuracy, network, test_images, test_labels))
-
-
-def _doubled(images: Tensor) -> Tensor:
-    large = F.interpolate(images.float(), size=(56, 56), mode="bilinear")
-    return large.round().clamp(0, 255).to(torch.uint8)
-
-
-def _measure_accuracy(train: Callable[[], nn.Module], images: Tensor, labels: Tensor) -> dict[str, Any]:
-    network = train()
-    correct = int((_answers(network, images.float() / 255) == labels).sum())
-    return {"n": len(labels), "correct": correct, **_size(network.cpu(), images[:1].float())}
+            key = {"data": origin, "n": n[0]}
+            network = lazily_trained(run, f"uniformer-paper-{name}", _NETWORKS[name], lambda: train, recipe, key)
+            run.step(f"accuracy/{name}/seed{seed}", partial(measure_accuracy, network, *test))
 
 
 def _paper(run: Run) -> None:
@@ -290,32 +265,22 @@ def _video_step(run: Run) -> dict[str, Any]:
     return fit(model, clips, torch.tensor([1]), recipe)[-1]
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-_SMALL_ONLY = Judgement("not testable here", "", "", "Measured at laptop scale only.")
-
-
-def _records(steps: Mapping[str, Any], prefix: str) -> list[Mapping[str, Any]]:
-    return [steps[name] for name in sorted(steps) if name.startswith(f"{prefix}/")]
-
-
-def _share(record: Mapping[str, Any], part: str = "correct") -> float:
-    return 100 * record[part] / record["n"]
+_SMALL_ONLY = not_testable("Measured at laptop scale only.")
 
 
 def _judge_accuracy(steps: Mapping[str, Any]) -> Judgement:
     """C1, small: against the better of the two networks of equal size."""
-    found = {name: _records(steps, f"accuracy/{name}") for name in _NETWORKS}
+    found = {name: find_records(steps, f"accuracy/{name}") for name in _NETWORKS}
     if not all(found.values()):
         return _SMALL_ONLY
-    mean = {name: fmean(map(_share, records)) for name, records in found.items()}
+    mean = {name: fmean(map(percent, records)) for name, records in found.items()}
     sizes = {name: records[0]["parameters"] for name, records in found.items()}
     measured = f"{mean['uniformer']:.1f} % ({sizes['uniformer']:,} parameters)"
     control = ", ".join(f"{name} {mean[name]:.1f} % ({sizes[name]:,})" for name in ("resnet", "deit"))
     if any(abs(size / sizes["uniformer"] - 1) > 0.1 for size in sizes.values()):
         return Judgement("inconclusive", measured, control, "Parameters differ by more than 10 %.")
     gaps = [
-        _share(ours) - max(_share(resnet), _share(deit))
+        percent(ours) - max(percent(resnet), percent(deit))
         for ours, resnet, deit in zip(found["uniformer"], found["resnet"], found["deit"], strict=True)
     ]
     best = max(mean["resnet"], mean["deit"])
@@ -330,10 +295,10 @@ def _judge_accuracy(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_order(part: str, bound: Callable[[float, float], bool], steps: Mapping[str, Any]) -> Judgement:
     """C2 and C3 on the moving blob: the 3-D network against the 2-D one averaged over frames."""
-    found = {kind: _records(steps, f"video/{kind}") for kind in ("3-D", "2-D")}
+    found = {kind: find_records(steps, f"video/{kind}") for kind in ("3-D", "2-D")}
     if not all(found.values()):
         return _SMALL_ONLY
-    shares = {kind: [_share(record, part) for record in records] for kind, records in found.items()}
+    shares = {kind: [percent(record, part) for record in records] for kind, records in found.items()}
     measured, control = (f"{kind} {fmean(shares[kind]):.1f} %" for kind in ("3-D", "2-D"))
     control += " (averaged over frames)"
     held = [bound(ours, frames) for ours, frames in zip(shares["3-D"], shares["2-D"], strict=True)]
@@ -353,15 +318,15 @@ _AT_CHANCE = (
 
 def _learned(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
     """Whether any network answers the relation in 60 % of the images, where a coin does in 50."""
-    return any(_share(record, "relation") >= 60 for records in found.values() for record in records)
+    return any(percent(record, "relation") >= 60 for records in found.values() for record in records)
 
 
 def _judge_placement(steps: Mapping[str, Any]) -> Judgement:
     """C7: accuracy of the class against every other placement, cost against all-global."""
-    found = {placement: _records(steps, f"placement/{placement}") for placement in _PLACEMENTS}
+    found = {placement: find_records(steps, f"placement/{placement}") for placement in _PLACEMENTS}
     if not all(found.values()):
         return _SMALL_ONLY
-    mean = {placement: fmean(map(_share, records)) for placement, records in found.items()}
+    mean = {placement: fmean(map(percent, records)) for placement, records in found.items()}
     cost = {placement: records[0]["macs"]["224"] for placement, records in found.items()}
     measured = f"LLGG {mean['LLGG']:.1f} %, {cost['LLGG'] / 1e6:.0f} M at 224 pixels"
     control = "; ".join(f"{p} {mean[p]:.1f} %, {cost[p] / 1e6:.0f} M" for p in _PLACEMENTS[1:])
@@ -373,7 +338,7 @@ def _judge_placement(steps: Mapping[str, Any]) -> Judgement:
     if cost["LLGG"] >= 0.6 * cost["GGGG"]:
         return Judgement("direction only", measured, control, "Not 40 % cheaper than attention everywhere.")
     behind = sum(
-        all(_share(ours) >= _share(found[p][i]) - 1 for p in _PLACEMENTS[1:]) for i, ours in enumerate(found["LLGG"])
+        all(percent(ours) >= percent(found[p][i]) - 1 for p in _PLACEMENTS[1:]) for i, ours in enumerate(found["LLGG"])
     )
     if behind < len(found["LLGG"]):
         reason = f"The means hold, single seeds do in {behind} of {len(found['LLGG'])}."
@@ -383,20 +348,17 @@ def _judge_placement(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_relation(steps: Mapping[str, Any]) -> Judgement:
     """C7: without attention the far relation suffers, the texture does not."""
-    found = {placement: _records(steps, f"placement/{placement}") for placement in ("LLGG", "LLLL")}
+    found = {placement: find_records(steps, f"placement/{placement}") for placement in ("LLGG", "LLLL")}
     if not all(found.values()):
         return _SMALL_ONLY
 
     def shown(placement: str) -> str:
-        parts = (fmean(_share(record, part) for record in found[placement]) for part in ("relation", "texture"))
+        parts = (fmean(percent(record, part) for record in found[placement]) for part in ("relation", "texture"))
         return "{} relation {:.1f} %, texture {:.1f} %".format(placement, *parts)
 
-    gaps = [
-        _share(ours, "relation") - _share(local, "relation")
-        for ours, local in zip(found["LLGG"], found["LLLL"], strict=True)
-    ]
+    gaps = differences(*([percent(r, "relation") for r in found[placement]] for placement in ("LLGG", "LLLL")))
     figures = shown("LLGG"), shown("LLLL")
-    if not _learned({placement: _records(steps, f"placement/{placement}") for placement in _PLACEMENTS}):
+    if not _learned({placement: find_records(steps, f"placement/{placement}") for placement in _PLACEMENTS}):
         return Judgement("inconclusive", *figures, _AT_CHANCE)
     if min(gaps) >= 3:
         return Judgement("reproduced", *figures)
@@ -408,27 +370,18 @@ def _judge_relation(steps: Mapping[str, Any]) -> Judgement:
     return Judgement("not reproduced", *figures, reason)
 
 
-def _judge_not_here(what: str, steps: Mapping[str, Any]) -> Judgement:
-    return Judgement("not testable here", "", "", what)
-
-
-# ---------------------------------------------------------------------------------------------------- figures
-
-
 def _draw(run: Run) -> None:
     if run.wants("C7"):
         run.figure("placement", lambda: _draw_placement(run.steps()))
 
 
 def _draw_placement(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5.5, 3))
-    shown = [placement for placement in _PLACEMENTS if _records(steps, f"placement/{placement}")]
+    figure, axes = subplots(figsize=(5.5, 3))
+    shown = [placement for placement in _PLACEMENTS if find_records(steps, f"placement/{placement}")]
     for offset, part, label in ((-0.2, "texture", "texture (local)"), (0.2, "relation", "two marks (global)")):
-        means = [fmean(_share(record, part) for record in _records(steps, f"placement/{p}")) for p in shown]
+        means = [fmean(percent(record, part) for record in find_records(steps, f"placement/{p}")) for p in shown]
         axes.bar([i + offset for i in range(len(shown))], means, width=0.36, label=label)
-    cost = {p: _records(steps, f"placement/{p}")[0]["macs"]["224"] / 1e6 for p in shown}
+    cost = {p: find_records(steps, f"placement/{p}")[0]["macs"]["224"] / 1e6 for p in shown}
     axes.set_xticks(range(len(shown)), [f"{p}\n{cost[p]:.0f} M at 224" for p in shown])
     axes.set(ylabel="right answers, %", ylim=(0, 105))
     axes.legend(fontsize=7, loc="lower right")
@@ -462,7 +415,7 @@ REPRODUCTION = Reproduction(
         Predicate(
             "C2",
             "Top-1 on Kinetics.",
-            partial(_judge_not_here, "Kinetics cannot be had here."),
+            never_testable("Kinetics cannot be had here."),
             part="Kinetics",
         ),
         Predicate(
@@ -475,12 +428,12 @@ REPRODUCTION = Reproduction(
         Predicate(
             "C3",
             "Top-1 on Something-Something.",
-            partial(_judge_not_here, "Something-Something cannot be had here."),
+            never_testable("Something-Something cannot be had here."),
             part="Something-Something",
         ),
-        Predicate("C4", "AP on COCO.", partial(_judge_not_here, "COCO and a detector's training: weeks of GPU time.")),
-        Predicate("C5", "mIoU on ADE20K.", partial(_judge_not_here, "ADE20K and UperNet: days of GPU time.")),
-        Predicate("C6", "AP on COCO poses.", partial(_judge_not_here, "COCO poses: days of GPU time.")),
+        Predicate("C4", "AP on COCO.", never_testable("COCO and a detector's training: weeks of GPU time.")),
+        Predicate("C5", "mIoU on ADE20K.", never_testable("ADE20K and UperNet: days of GPU time.")),
+        Predicate("C6", "AP on COCO poses.", never_testable("COCO poses: days of GPU time.")),
         Predicate(
             "C7",
             "LLGG's accuracy is at most a point below that of LLLL, GGGG and GGLL, in the mean and in every seed, and "

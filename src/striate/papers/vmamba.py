@@ -23,7 +23,6 @@ is no running average of the weights (theirs: 0.9999, for all but vanilla-T). Un
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
@@ -37,13 +36,16 @@ from torch import Tensor, nn
 from striate.data.embedded import PHOTOGRAPHS, photographs
 from striate.data.far_cue import FarCue, far_cue
 from striate.data.small import default_set
+from striate.engine.latency import wall_seconds
 from striate.engine.macs import count_macs
 from striate.engine.state import seeded
-from striate.engine.train import Recipe, trained
+from striate.engine.train import Recipe
 from striate.layers.ss2d import SS2D
 from striate.models.micro import Attention2d, ResNetMicro, vit_micro
-from striate.models.vmamba import VMamba, VSSBlock, vmamba_micro
-from striate.papers.base import Judgement, Predicate, Reproduction, Run
+from striate.models.vmamba import VSSBlock, vmamba_micro
+from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
+from striate.papers.judge import find_records, never_testable, not_testable, show_range
+from striate.papers.measure import count_correct, count_parameters, lazily_trained, predict
 from striate.papers.published import judge_published, measure_published, training_step
 
 if TYPE_CHECKING:
@@ -59,9 +61,6 @@ _NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 _ROUTES = ("cross2d", "bidi", "unidi")
 _SEEN = 1e-8
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -84,20 +83,22 @@ def run(run: Run) -> None:
 
 def _measure_complexity(sides: Sequence[int], repeats: int, device: torch.device) -> dict[str, Any]:
     """Multiplications of one mixer at the first stage's size, and the time of the whole network, in turns."""
-    networks = {"scan": _network(SS2D).to(device), "attention": _network(Attention2d).to(device)}
+    build = partial(vmamba_micro, in_chans=3)
+    networks = {"scan": _untrained(build).to(device), "attention": _untrained(build, Attention2d).to(device)}
     rows = []
+
+    def mix(network: nn.Module, x: Tensor) -> Tensor:
+        return network(x.to(device))
+
     for side in sides:
         x, tokens = torch.rand(1, 3, side, side), torch.rand(1, 32, side // 4, side // 4)
         seconds: dict[str, list[float]] = {name: [] for name in networks}
         with torch.inference_mode():
             for turn in range(repeats + 1):
                 for name, network in networks.items():
-                    start = time.perf_counter()
-                    network(x.to(device))
-                    if device.type == "cuda":
-                        torch.cuda.synchronize(device)
+                    elapsed = wall_seconds(partial(mix, network, x), device)
                     if turn:  # the first warms up
-                        seconds[name].append(time.perf_counter() - start)
+                        seconds[name].append(elapsed)
         rows.append(
             {
                 "side": side,
@@ -112,13 +113,13 @@ def _measure_complexity(sides: Sequence[int], repeats: int, device: torch.device
 _MIXERS: dict[str, Callable[[int], nn.Module]] = {"scan": SS2D, "attention": Attention2d}
 
 
-def _network(mixer: Callable[[int], nn.Module]) -> VMamba:
-    """The micro network with another token mixer in every block."""
+def _untrained(build: Callable[[], nn.Module], mixer: Callable[[int], nn.Module] | None = None) -> Any:
+    """A micro network at its random start, with another token mixer in every block if one is given."""
     with seeded(0):
-        network = vmamba_micro(in_chans=3).eval()
-        for block in network.modules():
-            if isinstance(block, VSSBlock) and mixer is not SS2D:
-                block.op = mixer(block.op.in_proj.in_features)  # type: ignore[assignment]
+        network: Any = build().eval()
+        for block in network.modules() if mixer else ():
+            if isinstance(block, VSSBlock):
+                block.op = mixer(block.op.in_proj.in_features)  # type: ignore[assignment, misc]
     return network
 
 
@@ -146,22 +147,14 @@ def _measure_network_reach(run: Run, n: int) -> dict[str, Any]:
         crops.append(torch.from_numpy(grey)[None] / 255)
     x = torch.stack(crops)
     found: dict[str, Any] = {"photographs": names}
-    networks = {"untrained": _small("vmamba"), "depthwise convolution": _small("vmamba", _depthwise)}
+    build = _NETWORKS["vmamba"]
+    networks = {"untrained": _untrained(build), "depthwise convolution": _untrained(build, _depthwise)}
     if run.scale != "smoke":
         networks["trained"] = _trained(run, "vmamba", run.seeds[0])()
     for name, network in networks.items():
         features = nn.Sequential(network.patch_embed, *network.layers).eval().double().cpu()
         found[name] = _reach(features, x, None)
     return found
-
-
-def _small(name: str, mixer: Callable[[int], nn.Module] | None = None) -> Any:
-    with seeded(0):
-        network: Any = _NETWORKS[name]()
-        for block in network.modules() if mixer else ():
-            if isinstance(block, VSSBlock):
-                block.op = mixer(block.op.in_proj.in_features)  # type: ignore[assignment, misc]
-    return network
 
 
 def _reach(mixer: nn.Module, x: Tensor, centre: int | None) -> dict[str, Any]:
@@ -184,19 +177,13 @@ def _reach(mixer: nn.Module, x: Tensor, centre: int | None) -> dict[str, Any]:
 def _routes(run: Run, smoke: bool) -> None:
     train, test = far_cue(128 if smoke else 2_000, seed=0), far_cue(64 if smoke else 500, seed=1)
     run.note("far cue", [train.origin, test.origin])
+    data = train.images, train.targets
     for seed in run.seeds:
         for routes in _ROUTES:
             # 62 batches of 32 an epoch: about 300 steps.
             recipe = Recipe(1 if smoke else 5, 32, "adamw", 3e-3, schedule="cosine", seed=seed)
-            network = partial(
-                trained,
-                f"vmamba-far-cue-{routes}",
-                partial(_far_network, routes),
-                lambda: (train.images, train.targets),
-                recipe,
-                key={"data": train.origin, "routes": routes},
-                device=run.device,
-            )
+            build, key = partial(_far_network, routes), {"data": train.origin, "routes": routes}
+            network = lazily_trained(run, f"vmamba-far-cue-{routes}", build, lambda: data, recipe, key)
             run.step(f"routes/{routes}/seed{seed}", partial(_measure_routes, network, test))
 
 
@@ -207,10 +194,7 @@ def _far_network(routes: str) -> nn.Module:
 
 def _measure_routes(train: Callable[[], nn.Module], test: FarCue) -> dict[str, Any]:
     """Accuracy over pixels, and over those that come after and before the whole patch, reading row by row."""
-    network = train()
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        right = torch.cat([network(x.to(device)).argmax(1).cpu() for x in test.images.split(100)]) == test.targets
+    right = predict(train(), test.images, 100) == test.targets
     side = right.shape[-1]
     order = torch.arange(side * side)
     first = test.places[:, 0] * side + test.places[:, 1]
@@ -241,24 +225,16 @@ def _trained(run: Run, name: str, seed: int) -> Callable[[], nn.Module]:
     run.note("data", {"train": train.origin, "n": n})
     recipe = Recipe(1 if smoke else 4, 64, "adamw", 2e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
     key = {"data": train.origin, "n": n}
-    return partial(
-        trained, f"vmamba-{name}", _NETWORKS[name], lambda: (images, labels), recipe, key=key, device=run.device
-    )
+    return lazily_trained(run, f"vmamba-{name}", _NETWORKS[name], lambda: (images, labels), recipe, key)
 
 
 def _measure_accuracy(network: Callable[[], nn.Module], images: Tensor, labels: Tensor) -> dict[str, Any]:
     """Right answers and multiplications at the size of training and enlarged to 48 and 64 pixels."""
     model = network()
-    device = next(model.parameters()).device
-    found: dict[str, Any] = {"n": len(labels), "parameters": sum(p.numel() for p in model.parameters())}
-    with torch.inference_mode():
-        for side in (32, 48, 64):
-            sized = images if side == 32 else F.interpolate(images, size=(side, side), mode="bilinear")
-            answers = torch.cat([model(x.to(device)).argmax(1).cpu() for x in sized.split(250)])
-            found[str(side)] = {
-                "correct": int((answers == labels).sum()),
-                "macs": count_macs(model, sized[:1]),
-            }
+    found: dict[str, Any] = {"n": len(labels), "parameters": count_parameters(model)}
+    for side in (32, 48, 64):
+        sized = images if side == 32 else F.interpolate(images, size=(side, side), mode="bilinear")
+        found[str(side)] = {"correct": count_correct(model, sized, labels), "macs": count_macs(model, sized[:1])}
     return found
 
 
@@ -271,11 +247,7 @@ def _paper(run: Run) -> None:
             run.step(f"training/{name}", partial(training_step, run, name, recipe, drop_path_rate=rate))
 
 
-# ------------------------------------------------------------------------------------------------- predicates
-
-_SMALL_ONLY = Judgement(
-    "not testable here", "", "", "Measured at laptop scale; the paper scale has the authors' weights."
-)
+_SMALL_ONLY = not_testable("Measured at laptop scale; the paper scale has the authors' weights.")
 
 
 def _judge_complexity(steps: Mapping[str, Any]) -> Judgement:
@@ -327,10 +299,7 @@ def _judge_reach(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _judge_routes(steps: Mapping[str, Any]) -> Judgement:
-    """C3."""
-    found = {
-        routes: [record for name, record in steps.items() if name.startswith(f"routes/{routes}/")] for routes in _ROUTES
-    }
+    found = {routes: find_records(steps, f"routes/{routes}") for routes in _ROUTES}
     if not all(found.values()):
         return _SMALL_ONLY
     mean = {routes: fmean(record["accuracy"] for record in records) for routes, records in found.items()}
@@ -355,8 +324,8 @@ def _judge_small(steps: Mapping[str, Any]) -> Judgement:
     top1 = {name: _top1(steps, name) for name in _NETWORKS}
     if not all(top1.values()):
         return _SMALL_ONLY
-    measured = f"Fashion-MNIST {_percent(top1['vmamba'])}"
-    control = f"residual CNN {_percent(top1['resnet'])}, transformer {_percent(top1['deit'])}"
+    ours, resnet, deit = (show_range(top1[name], 2, 100) for name in ("vmamba", "resnet", "deit"))
+    measured, control = f"Fashion-MNIST {ours}", f"residual CNN {resnet}, transformer {deit}"
     gaps = {name: 100 * (fmean(top1["vmamba"]) - fmean(top1[name])) for name in ("resnet", "deit")}
     if min(gaps.values()) >= -0.5:
         return Judgement("reproduced", measured, control)
@@ -366,15 +335,12 @@ def _judge_small(steps: Mapping[str, Any]) -> Judgement:
 
 def _judge_resolution(steps: Mapping[str, Any]) -> Judgement:
     """C4: larger images than in training."""
-    records = {name: _records(steps, name) for name in _NETWORKS}
+    records = {name: find_records(steps, f"accuracy/{name}") for name in _NETWORKS}
     if not all(records.values()):
         return _SMALL_ONLY
     sides = ("48", "64")
     drop = {
-        name: {
-            side: 100 * fmean((r["32"]["correct"] - r[side]["correct"]) / r["n"] for r in found)
-            for side in ("48", "64")
-        }
+        name: {side: 100 * fmean((r["32"]["correct"] - r[side]["correct"]) / r["n"] for r in found) for side in sides}
         for name, found in records.items()
     }
     first = records["vmamba"][0]
@@ -382,7 +348,7 @@ def _judge_resolution(steps: Mapping[str, Any]) -> Judgement:
     exact = abs(growth["64"] / 4 - 1) <= 0.02
     measured = (
         f"loses {drop['vmamba']['48']:.1f} and {drop['vmamba']['64']:.1f} points at 48 and 64; multiplications "
-        + (f"x {growth['48']:.2f}, x {growth['64']:.2f}")
+        f"x {growth['48']:.2f}, x {growth['64']:.2f}"
     )
     control = "; ".join(f"{name} {drop[name]['48']:.1f} and {drop[name]['64']:.1f}" for name in ("deit", "resnet"))
     smaller = [drop["vmamba"][side] < drop["deit"][side] for side in sides]
@@ -394,24 +360,8 @@ def _judge_resolution(steps: Mapping[str, Any]) -> Judgement:
     return Judgement("not reproduced", measured, control, reason)
 
 
-def _judge_downstream(steps: Mapping[str, Any]) -> Judgement:
-    """C1 on COCO and ADE20K."""
-    return Judgement("not testable here", "", "", "COCO and ADE20K with pretrained weights.")
-
-
-def _records(steps: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    return [record for step, record in steps.items() if step.startswith(f"accuracy/{name}/")]
-
-
 def _top1(steps: Mapping[str, Any], name: str) -> list[float]:
-    return [record["32"]["correct"] / record["n"] for record in _records(steps, name)]
-
-
-def _percent(shares: Sequence[float]) -> str:
-    return f"{100 * fmean(shares):.2f} % [{100 * min(shares):.2f}, {100 * max(shares):.2f}]"
-
-
-# ---------------------------------------------------------------------------------------------------- figures
+    return [record["32"]["correct"] / record["n"] for record in find_records(steps, f"accuracy/{name}")]
 
 
 def _draw(run: Run) -> None:
@@ -425,10 +375,8 @@ def _draw(run: Run) -> None:
 
 
 def _draw_reach(found: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
     kinds = [kind for kind in ("untrained", "trained", "depthwise convolution") if kind in found]
-    figure, axes = plt.subplots(1, len(kinds), figsize=(2.6 * len(kinds), 2.9), squeeze=False)
+    figure, axes = subplots(1, len(kinds), figsize=(2.6 * len(kinds), 2.9), squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         # The fourth root shows what is small beside the centre.
         axis.imshow(torch.tensor(found[kind]["map"]).pow(0.25), cmap="magma", vmin=0, vmax=1)
@@ -438,9 +386,7 @@ def _draw_reach(found: Mapping[str, Any]) -> Figure:
 
 
 def _draw_complexity(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(7, 3))
+    figure, axes = subplots(1, 2, figsize=(7, 3))
     pixels = [row["side"] ** 2 for row in rows]
     for axis, quantity, label in ((axes[0], "mixer", "multiplications, one mixer"), (axes[1], "seconds", "s, network")):
         for name in ("scan", "attention"):
@@ -454,14 +400,9 @@ def _draw_complexity(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_routes(steps: Mapping[str, Any]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5, 3))
+    figure, axes = subplots(figsize=(5, 3))
     for offset, part in ((-0.2, "cue earlier"), (0.2, "cue later")):
-        means = [
-            fmean(100 * record[part] for name, record in steps.items() if name.startswith(f"routes/{routes}/"))
-            for routes in _ROUTES
-        ]
+        means = [fmean(100 * record[part] for record in find_records(steps, f"routes/{routes}")) for routes in _ROUTES]
         axes.bar([i + offset for i in range(len(_ROUTES))], means, width=0.36, label=f"pixels with the {part}")
     axes.axhline(25, color="grey", linestyle=":", label="chance")
     axes.set_xticks(range(len(_ROUTES)), ["four routes", "two directions", "one direction"])
@@ -487,7 +428,12 @@ REPRODUCTION = Reproduction(
             partial(judge_published, _PUBLISHED),
             part="ImageNet",
         ),
-        Predicate("C1", "Mask R-CNN on COCO, UperNet on ADE20K.", _judge_downstream, part="downstream"),
+        Predicate(
+            "C1",
+            "Mask R-CNN on COCO, UperNet on ADE20K.",
+            never_testable("COCO and ADE20K with pretrained weights."),
+            part="downstream",
+        ),
         Predicate(
             "C2",
             "The slope of log multiplications against log pixels is 1.00 +- 0.01 for the scan and at least 1.7 for "

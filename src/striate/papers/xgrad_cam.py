@@ -18,7 +18,6 @@ boxes (``Annotations/CLS-LOC/val/*.xml``) are there too. Unverified against the 
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,17 +32,21 @@ from torch import Tensor, nn
 from striate.data.embedded import photographs
 from striate.data.mosaic import Mosaic, two_object_mosaic
 from striate.data.picture import prepare
+from striate.engine.latency import wall_seconds
 from striate.engine.load import load_model
-from striate.engine.state import inspected, seeded
+from striate.engine.state import device_of, inspected, seeded
 from striate.engine.stats import Interval, bootstrap_mean, paired_bootstrap
 from striate.engine.train import Recipe, trained
-from striate.errors import RunError, UnstableWarning
+from striate.errors import UnstableWarning
 from striate.explain.axioms import AxiomReport, axiom_reports, score_decomposition
 from striate.explain.base import Explainer
 from striate.explain.cam import AblationCAM, GradCAM, GradCAMPlusPlus, XGradCAM
 from striate.explain.localisation import energy_in_box, pointing_game
 from striate.explain.result import normalize
 from striate.papers.base import Judgement, Predicate, Reproduction, Run, Verdict
+from striate.papers.judge import find_records, not_testable, show_signed
+from striate.papers.measure import photograph_batch
+from striate.papers.published import validation_folder
 
 __all__ = ["REPRODUCTION"]
 
@@ -57,9 +60,6 @@ _METHODS: dict[str, Callable[..., Explainer]] = {
     "grad-cam++": GradCAMPlusPlus,
     "ablation-oracle": partial(AblationCAM, oracle=True),
 }
-
-
-# ------------------------------------------------------------------------------------------------- the lab book
 
 
 def run(run: Run) -> None:
@@ -123,14 +123,14 @@ def _both_classes(model: nn.Module, images: Tensor, labels: Tensor, generator: t
 
 def _axioms_of_lite0(run: Run, names: Sequence[str]) -> dict[str, Any]:
     model = load_model("lite0", device=run.device)
-    images = torch.stack([prepare(photo.image, model.preprocessing) for photo in photographs(names)]).to(run.device)
+    images = photograph_batch(photographs(names), model)
     layers = _LITE0_LAYERS[: 1 if run.scale == "smoke" else 2]
     return {"photographs": list(names), **_axioms(lambda: model, images, layers, seed=0)}
 
 
 def _axioms_of_vgg(network: Callable[[], nn.Module], canvases: Mosaic, n: int, seed: int) -> dict[str, Any]:
     model = network()
-    images = canvases.images[:n].to(next(model.parameters()).device)
+    images = canvases.images[:n].to(device_of(model))
     return {
         "classes_found": _classes_found(model, canvases),
         **_axioms(lambda: model, images, (_VGG_LAYER,), seed=seed),
@@ -139,9 +139,8 @@ def _axioms_of_vgg(network: Callable[[], nn.Module], canvases: Mosaic, n: int, s
 
 def _classes_found(model: nn.Module, canvases: Mosaic) -> float:
     """Return the share of the objects whose class is among the two that the network holds likeliest."""
-    device = next(model.parameters()).device
     with torch.no_grad(), inspected(model):
-        both = model(canvases.images.to(device)).topk(2, dim=1).indices.cpu()
+        both = model(canvases.images.to(device_of(model))).topk(2, dim=1).indices.cpu()
     return float((both[:, :, None] == canvases.labels[:, None]).any(dim=1).float().mean())
 
 
@@ -190,7 +189,7 @@ def _theorem(network: Callable[[], nn.Module], images: Tensor) -> dict[str, Any]
 def _places(network: Callable[[], nn.Module], canvases: Mosaic, seed: int) -> dict[str, Any]:
     """For every canvas: does each class's map point at that class's object, and with how much of its mass?"""
     model = network()
-    device = next(model.parameters()).device
+    device = device_of(model)
     images, boxes, labels = canvases.images.to(device), canvases.boxes.to(device), canvases.labels.to(device)
     maps = {name: [_maps(method(model, _VGG_LAYER), images, labels[:, k]) for k in (0, 1)] for name, method in
             _METHODS.items()}  # fmt: skip
@@ -235,35 +234,25 @@ def _cost(network: Callable[[], nn.Module], layer: str, *, quick: bool) -> dict[
 def _seconds(model: nn.Module, layer: str, *, quick: bool) -> dict[str, Any]:
     size = getattr(model, "preprocessing", None)
     image = torch.rand(1, *(size.input_size if size else (3, 224, 224)), generator=torch.Generator().manual_seed(0))
-    image = image.to(next(model.parameters()).device)
+    image = image.to(device_of(model))
+    clock = partial(wall_seconds, device=image.device)
     repeats = 3 if quick else 7
     seconds = {}
     for name, explainer in {"xgrad-cam": XGradCAM(model, layer), "grad-cam": GradCAM(model, layer)}.items():
         explainer.attribute(image, 0)
-        seconds[name] = [_clock(partial(explainer.attribute, image, 0)) for _ in range(repeats)]
+        seconds[name] = [clock(partial(explainer.attribute, image, 0)) for _ in range(repeats)]
     batched = AblationCAM(model, layer)
     weights = batched.attribute(image, 0).weights
     channels = 0 if weights is None else weights.shape[1]
-    seconds["batched ablation"] = [_clock(partial(batched.attribute, image, 0)) for _ in range(1 if quick else 3)]
+    seconds["batched ablation"] = [clock(partial(batched.attribute, image, 0)) for _ in range(1 if quick else 3)]
     with torch.no_grad(), inspected(model):
         some = min(channels, 8) if quick else channels
-        seconds["plain ablation"] = [_clock(lambda: [model(image) for _ in range(some)]) * channels / some]
+        seconds["plain ablation"] = [clock(lambda: [model(image) for _ in range(some)]) * channels / some]
     return {"layer": layer, "channels": channels, "seconds": seconds}
-
-
-def _clock(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _rounded(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.double().tolist()]
-
-
-# --------------------------------------------------------------------------------------------- published scale
 
 
 def _paper(run: Run) -> None:
@@ -327,11 +316,8 @@ def _imagenet(run: Run, preprocessing: Any) -> tuple[Tensor, Tensor, Tensor | No
     """One validation image a class, with the box of its object where there is exactly one."""
     from torchvision.datasets import ImageFolder
 
-    if run.data is None:
-        raise RunError("The paper scale needs the ImageNet validation set: --data FOLDER, or --dry-run.")
-    root = run.data / "val" if (run.data / "val").is_dir() else run.data
-    folder = ImageFolder(str(root))
-    notes = run.data / "Annotations" / "CLS-LOC" / "val"
+    folder = ImageFolder(str(validation_folder(run)))
+    notes = run.data_root("the ImageNet validation set") / "Annotations" / "CLS-LOC" / "val"
     images, labels, boxes = [], [], []
     taken: set[int] = set()
     for path, label in folder.samples:
@@ -364,9 +350,6 @@ def _box(note: Path, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
     x0, x1 = (min(224, max(0, round(x - left))) for x in corners[::2])
     y0, y1 = (min(224, max(0, round(y - top))) for y in corners[1::2])
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
-
-
-# ------------------------------------------------------------------------------------------------- predicates
 
 
 def _judge_sensitivity(steps: Mapping[str, Any]) -> Judgement:
@@ -441,7 +424,7 @@ def _over(intervals: Mapping[str, Interval]) -> tuple[Verdict, str]:
 
 
 def _judge_theorem(steps: Mapping[str, Any]) -> Judgement:
-    found = [measured for step, measured in steps.items() if step.startswith("theorem/")]
+    found = find_records(steps, "theorem")
     if not found:
         return _missing("the theorem")
     worst = max(max(measured["residual"].values()) for measured in found)
@@ -473,7 +456,7 @@ def _judge_places(steps: Mapping[str, Any]) -> Judgement:
     hit, energy = means["hit"], means["energy"]
     measured = (
         f"hits {hit['xgrad-cam']:.1%} against Grad-CAM's {hit['grad-cam']:.1%} (difference {pooled}; by seed "
-        f"{', '.join(f'{sign:+.3f}' for sign in signs)}); energy in the box {energy['xgrad-cam']:.3f} against "
+        f"{show_signed(signs, 3)}); energy in the box {energy['xgrad-cam']:.3f} against "
         f"{energy['grad-cam']:.3f}"
     )
     control = (
@@ -545,7 +528,7 @@ def _judge_cost(steps: Mapping[str, Any]) -> Judgement:
 
 
 def _missing(what: str, need: str = "its steps were not run") -> Judgement:
-    return Judgement("not testable here", "–", "–", f"{what} was not measured: {need}")
+    return not_testable(f"{what} was not measured: {need}", "–")
 
 
 _ON_IMAGES = (
