@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from striate.papers.base import Predicate
+from striate.papers.catalogue import papers
 from striate.papers.judge import (
     accuracies,
     differences,
@@ -18,7 +19,9 @@ from striate.papers.judge import (
     show_signed,
     standard_error,
 )
+from striate.papers.runner import load_reproduction
 
+IMPLEMENTED = [paper.key for paper in papers() if paper.implemented]
 STEPS = {
     "accuracy/das/seed1": {"correct": 70, "n": 200},
     "accuracy/das/seed0": {"correct": 50, "n": 200, "texture": 20},
@@ -77,3 +80,10 @@ def test_what_is_not_measured_is_not_judged():
     }
     predicate = Predicate("C1", "Top-1 on Kinetics.", never_testable("No data.", "–"))
     assert predicate.judge(STEPS) == predicate.judge({}) == not_testable("No data.", "–")
+
+
+@pytest.mark.parametrize("key", IMPLEMENTED)
+def test_nothing_measured_is_nothing_shown(key):
+    """A run that was cut off, or one at another scale, is judged all the same."""
+    verdicts = {predicate.judge({}).verdict for predicate in load_reproduction(key).predicates}
+    assert verdicts <= {"not testable here", "inconclusive"}

@@ -239,7 +239,7 @@ def _judge_sum(steps: Steps) -> Judgement:
     cells, linear = _cells(steps, "regime", "cnn"), _cells(steps, "two-step", "cnn")
     if not cells or not linear:
         return not_testable("The regime of the theorems was not measured.", "–")
-    if any(math.isinf(found.n) for _, _, _, found in cells):
+    if any(math.isinf(found.n) for _, _, _, found in [*cells, *linear]):
         return Judgement("not reproduced", "–", "–", "The target was not reached everywhere.")
     errors, fixed = _law_errors(cells, [c[3].n for c in cells]), _law_errors(linear, [c[3].n for c in linear])
     drawn = np.array([found.draws(1_000, seed) for seed, (_, _, _, found) in enumerate(cells)])

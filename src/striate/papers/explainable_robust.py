@@ -330,6 +330,8 @@ def _gated(
 
     def gated(steps: Mapping[str, Any]) -> Judgement:
         evidence = _evidence(steps)
+        if not evidence:
+            return not_testable("No pair of networks was measured.")
         gains = {
             pair: min(
                 e.accuracy(f"{pair}-robust", "adversarial") - e.accuracy(f"{pair}-vanilla", "adversarial")

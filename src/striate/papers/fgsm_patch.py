@@ -317,6 +317,8 @@ def _imagenet(run: Run) -> tuple[Any, Any, Any]:
 def _judge_small(steps: Mapping[str, Any]) -> Judgement:
     """C1 on the three families."""
     measured, control, failures, beaten, disagree = [], [], [], True, False
+    if not _families(steps):
+        return not_testable("No family was attacked.")
     for family in _families(steps):
         records = find_records(steps, f"fgsm/{family}")
         at = records[0]["judged_at"]
@@ -374,6 +376,8 @@ def _judge_patch(steps: Mapping[str, Any]) -> Judgement:
     for name, record in steps.items():
         if name.startswith("patch/"):
             by_side.setdefault(int(name.rpartition("size")[2]), []).append(record)
+    if not by_side:
+        return not_testable("No patch was trained.")
     sides = sorted(by_side)
     success = [fmean(record["top1"] for record in by_side[side]) for side in sides]
     random = [fmean(record["controls"]["random"]["top1"] for record in by_side[side]) for side in sides]

@@ -40,7 +40,7 @@ from striate.explain.rollout import attention_rollout, feature_attention, mass_i
 from striate.layers.attention import attention_entropy, attention_weights, smooth_attention
 from striate.models.mini import resnet_mini
 from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
-from striate.papers.judge import differences, find_records, never_testable
+from striate.papers.judge import differences, find_records, never_testable, not_testable
 from striate.papers.measure import count_parameters, photograph_batch, predict
 from striate.papers.published import validation_folder
 from striate.stress.corruptions import CORRUPTIONS, corrupt
@@ -517,6 +517,11 @@ def _units(steps: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
     return records
 
 
+def _of(kind: str, judge: Callable[[Mapping[str, Any]], Judgement]) -> Callable[[Mapping[str, Any]], Judgement]:
+    """Judge only where steps of this kind were measured."""
+    return lambda steps: judge(steps) if find_records(steps, kind) else not_testable(f"No step {kind}/… was measured.")
+
+
 def _natural_rate(record: Mapping[str, Any], name: str, place: int) -> float:
     return 100 * fmean(fooled[place] / record["n"] for fooled in record["fooled"][name].values())
 
@@ -613,31 +618,31 @@ REPRODUCTION = Reproduction(
             "C1",
             "Severity 5, mean over six corruptions: the ViT is fooled less than the CNN at 3 or more of 4 numbers of "
             "cells, by more than one standard error over seeds. Control: the same rule on two CNNs must fail.",
-            _judge_natural,
+            _of("natural", _judge_natural),
         ),
         Predicate(
             "C2",
             "The ViT is fooled more than the CNN with every number of adversarial cells at which neither is at its "
             "floor or ceiling. Control: random content in the same cells fools at most half as often.",
-            _judge_adversarial,
+            _of("adversarial", _judge_adversarial),
         ),
         Predicate(
             "C3",
             "Rollout mass on the perturbed cell over its clean mass, mean over seeds: above 1.5 if adversarial, at "
             "most 1.1 if natural. Control: random content.",
-            _judge_attention,
+            _of("adversarial", _judge_attention),
         ),
         Predicate(
             "C4",
             "Some temperature up to 3 lowers the rate of an attack through it by 5 points or more and costs at most 2 "
             "points of clean accuracy. Control: a second start at T = 1.",
-            _judge_temperature,
+            _of("temperature", _judge_temperature),
         ),
         Predicate(
             "C5",
             "Half a patch off the grid an adversarial cell fools the ViT less (paired 95 % interval above 0), the CNN "
             "by less than half that difference. Control: the CNN.",
-            _judge_alignment,
+            _of("alignment", _judge_alignment),
             part="alignment",
         ),
         Predicate(

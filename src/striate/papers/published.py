@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -108,27 +111,39 @@ def training_step(
         re_prob=0.25,
         re_mode="pixel",
     )
-    with seeded(recipe.seed):
+    learn: Loss = cross_entropy
+    with seeded(recipe.seed), _others_seeded(recipe.seed):
         model = timm.create_model(name, **options).to(run.device)
         pictures = torch.randint(256, (2, 256, 256, 3), dtype=torch.uint8).numpy()
         images = torch.stack([augment(Image.fromarray(picture)) for picture in pictures])
+        if teacher is not None:
+            # The pictures were normalised for the student; this takes it back.
+            back = Preprocessing(
+                (3, 224, 224),
+                tuple(-mean / std for mean, std in zip(variant.mean, variant.std, strict=True)),
+                tuple(1 / std for std in variant.std),
+            )
+            master = VisionModel(timm.create_model(teacher), back).to(run.device)
+            learn = DistillationLoss(master, weight=5.0, temperature=1.0, teacher_size=224)
 
-    learn: Loss = cross_entropy
-    if teacher is not None:
-        # The pictures were normalised for the student; this takes it back.
-        back = Preprocessing(
-            (3, 224, 224),
-            tuple(-mean / std for mean, std in zip(variant.mean, variant.std, strict=True)),
-            tuple(1 / std for std in variant.std),
-        )
-        master = VisionModel(timm.create_model(teacher), back).to(run.device)
-        learn = DistillationLoss(master, weight=5.0, temperature=1.0, teacher_size=224)
+        def loss(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+            mixed, targets = mix(x.clone(), y)
+            return learn(model, mixed, targets.to(x.device), generator)
 
-    def loss(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        mixed, targets = mix(x.clone(), y)
-        return learn(model, mixed, targets.to(x.device), generator)
+        return fit(model, images, torch.tensor([1, 2]), recipe, loss=loss)[-1]
 
-    return fit(model, images, torch.tensor([1, 2]), recipe, loss=loss)[-1]
+
+@contextmanager
+def _others_seeded(seed: int) -> Iterator[None]:
+    """Seed Python's and NumPy's global generators, which timm's augmentation draws from, and put them back after."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def imagenet_top1(steps: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
