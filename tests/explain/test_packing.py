@@ -123,6 +123,40 @@ def test_copies_are_run_packed_where_there_are_many(backward):
     assert not isinstance(norms(2), PackedConvolutions)
 
 
+class Sensitive(nn.Module):
+    """Adds to its scores how much they change with the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [
+            nn.Conv2d(3, 8, 3, 2),
+            nn.Tanh(),
+            nn.Conv2d(8, 8, 3),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ]
+        self.net = nn.Sequential(*layers, nn.Linear(8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            logits = self.net(x)
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        return logits + 100 * slope.square().sum(dim=(1, 2, 3))[:, None]
+
+
+def test_a_network_that_uses_a_gradient_of_its_own_keeps_that_term():
+    model, images = Sensitive().eval().requires_grad_(False), pictures().requires_grad_()
+    (own,) = torch.autograd.grad(model(images)[:, 1].sum(), images)
+    (without,) = torch.autograd.grad(model.net(images)[:, 1].sum(), images)
+    assert (own - without).abs().max() > 0.1 * own.abs().max()
+    with PackedConvolutions(model, FoldedNorms(model)):
+        (within,) = torch.autograd.grad(model(images)[:, 1].sum(), images)
+    torch.testing.assert_close(within, own, rtol=1e-4, atol=1e-5 * float(own.abs().max()))
+
+
 class Mapped(nn.Module):
     """A convolution under a transform, which the packed operator has no rule for."""
 

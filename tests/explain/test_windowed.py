@@ -195,6 +195,13 @@ def test_occlusion_gives_the_same_map_with_and_without(dtype, monkeypatch):
     torch.testing.assert_close(fast.map, slow.map, rtol=0, atol=1e-4 * float(slow.map.abs().max()))
 
 
+def test_torchscript_inside_is_run_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), torch.jit.script(nn.Sequential(nn.ReLU(), *head(8)))).eval()
+    result = Occlusion(model, window=6, stride=6).attribute(pictures(1, (40, 40)))
+    assert result.notes["crops_up_to"] == []
+
+
 class Past(nn.Module):
     """Something goes past the second stage, and nothing past the first."""
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from striate.explain.folding import FoldedNorms
 
@@ -36,7 +35,7 @@ class PackedConvolutions(AbstractContextManager[None]):
 
     Left alone are convolutions with padding that is not zeros, subclasses with a forward of their own, and calls that
     run under autocast or a transform of torch.func, bring anything but float32 images (N, C, H, W), or are to train the
-    weights. Gradients go to the images, and cannot be differentiated again.
+    weights.
 
     Args:
         model: in eval mode with float32 weights on a CPU. The weights are read here, once.
@@ -109,12 +108,13 @@ class _Packed:
         """Return the gradient at images of ``size``, from that at the response."""
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if max(self._stride) > 1 or min(self._turned_padding) < 0:
-            return self._strided_gradient(gradient, size)
+            return self.differentiable_gradient(gradient, size)
         if self._turned is None:
             self._turned = self._pack(_turned(self._weight, self._groups), self._turned_padding)
         return self._convolve(gradient, self._turned, None, self._turned_padding, (1, 1))
 
-    def _strided_gradient(self, gradient: Tensor, size: torch.Size) -> Tensor:
+    def differentiable_gradient(self, gradient: Tensor, size: torch.Size) -> Tensor:
+        """Return the same by an operator of PyTorch's, which can itself be differentiated."""
         images = torch.empty(size, memory_format=torch.channels_last)  # only its shape is read
         geometry = (self._stride, self._padding, self._dilation, False, (0, 0), self._groups)
         wanted = (True, False, False)
@@ -140,8 +140,11 @@ class _Convolution(torch.autograd.Function):
         return packed.run(images)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # A network that uses a gradient of its own has this one differentiated again. (once_differentiable would not
+        # do: torch.autograd.grad leaves its error out, and with it the term.)
+        if torch.is_grad_enabled() and gradient.requires_grad:
+            return ctx.packed.differentiable_gradient(gradient, ctx.size), None
         return ctx.packed.gradient(gradient, ctx.size), None
 
 

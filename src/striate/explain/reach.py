@@ -174,17 +174,17 @@ def _candidates(model: nn.Module, image: Tensor, window: Sequence[int]) -> list[
         calls[module] += 1
         found[module] = Level.seen(module, output, image.shape, (rows, columns), window), work
 
-    with ExitStack() as hooks:
-        hooks.enter_context(buffers_kept(model))
-        for module in model.modules():
-            if not any(True for _ in module.children()):
-                hooks.callback(module.register_forward_hook(count).remove)
-        for module in calls:
-            hooks.callback(module.register_forward_hook(look).remove)
-        try:
+    try:
+        with ExitStack() as hooks:
+            hooks.enter_context(buffers_kept(model))
+            for module in model.modules():
+                if not any(True for _ in module.children()):
+                    hooks.callback(module.register_forward_hook(count).remove)
+            for module in calls:
+                hooks.callback(module.register_forward_hook(look).remove)
             model(probe)
-        except Exception:  # a network may refuse such an image in any way it likes
-            return []
+    except Exception:  # TorchScript takes no hooks, and a network may refuse such an image in any way it likes
+        return []
     return [
         _Candidate(level, below / work)
         for module, (level, below) in found.items()
