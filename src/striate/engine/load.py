@@ -113,8 +113,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            plain = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-            with torch.serialization.safe_globals(plain), warnings.catch_warnings():
+            plain = torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")])
+            with plain, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*TorchScript archive")  # said below, with what to do
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

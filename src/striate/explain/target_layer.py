@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from striate.engine.model import get_layer, layer_name
+from striate.engine.model import get_layer, layer_name, no_torchscript
 from striate.engine.state import device_of, inspected
 from striate.errors import LayerError, StriateError
 
@@ -104,6 +104,7 @@ def find_target_layer(model: nn.Module, inputs: Tensor, layer: str | nn.Module |
         LayerError: no such layer (near names are given); it was not called; its output has no grid, as that of a
             fully connected layer; no gradient reaches its grid. The layer that would have been found is named.
     """
+    no_torchscript(model, "A CAM")
     module = None if layer is None else get_layer(model, layer)
     with torch.inference_mode(False), torch.enable_grad(), inspected(model, warn=False):
         # Detached at the door, so that a graph is built through the whole network from a leaf of our own.
