@@ -249,6 +249,12 @@ def test_accuracy_and_calibration_are_those_of_the_labels() -> None:
     assert calibration(logits.softmax(dim=1), labels) == pytest.approx(by_hand, abs=1e-5)
 
 
+def test_a_confidence_of_one_shares_the_last_bin() -> None:
+    sure = torch.tensor([1.0, 1.0, 0.95, 0.95])
+    probabilities, labels = torch.stack([sure, 1 - sure], dim=1), torch.tensor([0, 1, 0, 0])
+    assert calibration(probabilities, labels) == pytest.approx(float(sure.mean()) - 0.75)
+
+
 def test_an_untrained_network_is_called_so() -> None:
     torch.manual_seed(0)
     report = look(vit().eval(), images(), quick=True, probes=["predictions"])
