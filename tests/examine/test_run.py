@@ -174,6 +174,14 @@ def test_a_network_that_is_unsure_but_right_has_learned() -> None:
     assert "not learned anything" in headlines[1]
 
 
+def test_no_method_is_preferred_that_does_not_beat_a_random_map() -> None:
+    found = by_name(look(Answering(lambda logits: 0 * logits), images(), quick=True, probes=["where", "trust"]))
+    assert found["trust"].headline.startswith("Not shown")
+    assert "Prefer none" in found["trust"].advice[0].text
+    target = int(found["where"].advice[0].command.split()[-1])
+    assert 0 <= target < 5
+
+
 def test_a_single_map_is_not_called_no_map() -> None:
     found = look(Answering(torch.detach), images(), quick=True, probes=["where"]).findings[0]
     assert "only occlusion gave one that is not flat" in found.headline

@@ -13,7 +13,7 @@ __all__ = ["DefaultGroup", "ErrorGroup"]
 
 
 class ErrorGroup(TyperGroup):
-    """The root: an error of Striate, or of a disk, is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    """The root: an error of Striate or of a disk is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; with ``--traceback`` an error goes through as it is."""

@@ -106,7 +106,7 @@ def probe(subject: Subject) -> Finding:
                 text=f"Look at single images, other classes or another layer than {' or '.join(sorted(layers))}."
                 if layers
                 else "Look at single images or other classes.",
-                command="striate explain MODEL IMAGE --method xgrad-cam --target 282",
+                command=f"striate explain MODEL IMAGE --method {next(iter(explained))} --target {_second(subject)}",
             )
         ],
         papers=["xgrad-cam", "explainable-robust"],
@@ -156,6 +156,11 @@ def _judge(
         "Whether any of them is right is the next question."
     )
     return [figure], level, headline
+
+
+def _second(subject: Subject) -> int:
+    """Return the second answer to the first image: the class that is worth asking for next."""
+    return int(subject.logits[0].topk(2).indices[1])
 
 
 def _check(name: str, result: Attribution) -> CheckRecord:
