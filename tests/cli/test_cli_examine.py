@@ -120,6 +120,11 @@ def test_models_lists_what_is_embedded() -> None:
         (["examine", "my_network_for_tests:network", "photos", "--class-names", "photos/a.png", *SMALL], "UTF-8"),
         (["examine", "my_network_for_tests:network", "photos", "--mean", "nan,0,0", *SMALL], "finite"),
         (["explain", "my_network_for_tests:network", "photos", "--layer", "conv9", *SMALL], "conv"),
+        (
+            ["explain", "my_network_for_tests:network", "photos", "--input-size", "1x24x24"],
+            "cannot be run on one image",
+        ),
+        (["attack", "my_network_for_tests:network", "photos", "--input-size", "1x24x24"], "cannot be run on one image"),
         (["attack", "my_network_for_tests:network", "photos", "--attack", "fgmm", *SMALL], "fgsm"),
         (["attack", "my_network_for_tests:network", "photos", "--eps", "1/0", *SMALL], "fraction"),
         (["attack", "my_network_for_tests:network", "photos", "--eps", "-1", *SMALL], "eps"),

@@ -14,7 +14,7 @@ from striate.engine.state import inspected, seeded
 from striate.errors import InputError, LayerError, ModelError, did_you_mean
 
 __all__ = ["Preprocessing", "VisionModel", "are_probabilities", "count_classes", "get_layer", "imagenet_classes",
-           "layer_name", "no_torchscript"]  # fmt: skip
+           "layer_name", "no_torchscript", "try_out"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,19 +136,7 @@ def count_classes(model: VisionModel) -> int:
         ModelError: it cannot be run on its input size, returns no (N, classes) with two classes or more, or returns
             probabilities, on which every figure that takes a softmax would be wrong.
     """
-    shape = model.preprocessing.input_size
-    pixels = torch.rand((2, 1, *shape), generator=torch.Generator().manual_seed(0))
-    pixels[1] /= 4
-    try:
-        with torch.no_grad(), inspected(model, warn=False), seeded(0):
-            answers: list[Any] = [model(image.to(model.mean.device)) for image in pixels]
-    except Exception as error:  # whatever a person's network raises
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no reason given"
-        size = " x ".join(str(number) for number in shape)
-        raise ModelError(
-            f"The network cannot be run on one image of {size}: {type(error).__name__}: {reason}. Is that its input "
-            "size (input_size=…, --input-size CxHxW)?"
-        ) from error
+    answers = try_out(model)
     for answer in answers:
         if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[0] != 1:
             got = tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
@@ -173,6 +161,27 @@ def count_classes(model: VisionModel) -> int:
         allowed = f"one for each of the network's {n} classes"
         raise InputError("class_names", "VisionModel", allowed=allowed, got=f"{len(model.class_names)} names")
     return n
+
+
+def try_out(model: VisionModel) -> list[Any]:
+    """Return what a network answers to two single images of noise, a bright and a dark one.
+
+    Raises:
+        ModelError: it cannot be run on its input size.
+    """
+    shape = model.preprocessing.input_size
+    pixels = torch.rand((2, 1, *shape), generator=torch.Generator().manual_seed(0))
+    pixels[1] /= 4
+    try:
+        with torch.no_grad(), inspected(model, warn=False), seeded(0):
+            return [model(image.to(model.mean.device)) for image in pixels]
+    except Exception as error:  # whatever a person's network raises
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no reason given"
+        size = " x ".join(str(number) for number in shape)
+        raise ModelError(
+            f"The network cannot be run on one image of {size}: {type(error).__name__}: {reason}. Is that its input "
+            "size (input_size=…, --input-size CxHxW)?"
+        ) from error
 
 
 def are_probabilities(scores: Tensor) -> bool:
