@@ -110,10 +110,15 @@ def find_target_layer(model: nn.Module, inputs: Tensor, layer: str | nn.Module |
         # Detached at the door, so that a graph is built through the whole network from a leaf of our own.
         image = inputs[:1].detach().to(device_of(model, inputs.device), copy=True).requires_grad_()
         answers, logits = _answers(model, image)
-        if not isinstance(logits, Tensor) or not logits.requires_grad:
+        if not isinstance(logits, Tensor):
             raise LayerError(
-                "No gradient reaches the model's output from its input: it does not return a tensor that depends on "
-                "the image differentiably (an argmax, a detach, or torch.no_grad inside forward?)."
+                f"The model returns a {type(logits).__name__}; a CAM needs the scores. Wrap it so that forward() "
+                "returns the logits alone."
+            )
+        if not logits.requires_grad:
+            raise LayerError(
+                "No gradient reaches the model's output from its input: what it returns does not depend on the image "
+                "differentiably (an argmax, a detach, or torch.no_grad inside forward?)."
             )
         # Distinct weights: the plain sum of a softmax is constant and has no gradient.
         weights = torch.cos(torch.arange(logits.numel(), device=logits.device, dtype=logits.dtype))
