@@ -83,6 +83,21 @@ def test_attack_prints_controls_and_self_tests(folder: Path) -> None:
     assert (folder / "attacked/patch.png").is_file()
 
 
+def test_a_patch_alone_is_an_attack(folder: Path) -> None:
+    words = ["--attack", "patch", "--steps", "2", "--size", "6", "--out", "attacked"]
+    done = run("attack", "my_network_for_tests:network", "photos", *words, *SMALL)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((folder / "attacked/attack.json").read_text())["report"]["rows"]
+    assert [row["attack"] for row in rows] == ["clean", "patch", "random patch"]
+
+
+@pytest.mark.parametrize("command", ["examine", "explain", "attack"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_computed(folder: Path, command: str) -> None:
+    done = run(command, "no-such-network", "photos", "--out", "photos/a.png/maps")
+    assert done.exit_code == 2
+    assert "'--out'" in done.output
+
+
 def test_models_lists_what_is_embedded() -> None:
     done = run("models")
     assert done.exit_code == 0
@@ -101,7 +116,15 @@ def test_models_lists_what_is_embedded() -> None:
         (["explain", "my_network_for_tests:network", "photos", "--method", "grad-camm"], "grad-cam"),
         (["explain", "my_network_for_tests:network", "photos", "--target", "7", *SMALL], "0 to 4"),
         (["explain", "my_network_for_tests:network", "photos", "--target", "cat", *SMALL], "class index or name"),
+        (["explain", "my_network_for_tests:network", "photos", "--target", "²", *SMALL], "class index or name"),
+        (["examine", "my_network_for_tests:network", "photos", "--class-names", "photos/a.png", *SMALL], "UTF-8"),
+        (["examine", "my_network_for_tests:network", "photos", "--mean", "nan,0,0", *SMALL], "finite"),
         (["explain", "my_network_for_tests:network", "photos", "--layer", "conv9", *SMALL], "conv"),
+        (
+            ["explain", "my_network_for_tests:network", "photos", "--input-size", "1x24x24"],
+            "cannot be run on one image",
+        ),
+        (["attack", "my_network_for_tests:network", "photos", "--input-size", "1x24x24"], "cannot be run on one image"),
         (["attack", "my_network_for_tests:network", "photos", "--attack", "fgmm", *SMALL], "fgsm"),
         (["attack", "my_network_for_tests:network", "photos", "--eps", "1/0", *SMALL], "fraction"),
         (["attack", "my_network_for_tests:network", "photos", "--eps", "-1", *SMALL], "eps"),

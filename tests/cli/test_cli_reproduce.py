@@ -150,6 +150,14 @@ def test_verify_agrees_then_finds_a_tampered_verdict(fakes: Fakes, tmp_path: Pat
     assert "NO" in out
 
 
+def test_where_nothing_can_be_written_is_one_sentence(fakes: Fakes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["reproduce", "xgrad-cam", "--scale", "smoke", "--out", str(tmp_path / "file")])
+    assert done.exit_code == 2, done.output
+    assert "Name a place that can be written to" in done.output
+    assert "Traceback" not in done.output
+
+
 def test_verify_without_evidence_is_one_sentence(tmp_path: Path) -> None:
     code, _, err = call("verify", tmp_path / "nothing")
     assert code == 2

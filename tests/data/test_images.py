@@ -304,6 +304,15 @@ def test_prepare_gives_the_input_size_for_every_shape(w: int, h: int, height: in
     torch.testing.assert_close(ready[:, -1, -1], torch.tensor([200, 100, 50]) / 255)
 
 
+def test_a_picture_too_long_to_cover_the_input_is_left_out_by_name(tmp_path: Path) -> None:
+    Image.new("RGB", (40_000, 1)).save(tmp_path / "line.png")
+    Image.new("RGB", (400, 1)).save(tmp_path / "short.png")
+    wide = Preprocessing((3, 224, 224), (0.0,) * 3, (1.0,) * 3)
+    with pytest.warns(SkippedWarning, match=r"line\.png: 40000 x 1 pixels are too long and narrow"):
+        found = read_images(tmp_path, wide)
+    assert found.names == ("short.png",)
+
+
 def test_two_channels_are_refused() -> None:
     with pytest.raises(InputError, match="1 or 3 channels"):
         prepare(picture_of(), Preprocessing((2, 8, 8), (0.5,) * 2, (0.5,) * 2))
@@ -364,6 +373,33 @@ def test_a_persons_own_order_is_not_taken_for_classes(tmp_path: Path) -> None:
     assert "do not all stand in class folders" in found.label_rule
 
 
+def test_folders_are_no_classes_of_a_model_that_has_more_of_them(tmp_path: Path) -> None:
+    root = tree(tmp_path, "cat/1.png", "dog/2.png")
+    found = read_images(root, SMALL, num_classes=10)
+    assert found.labels is None
+    assert "the 2 folders (first: cat) are not the model's 10 classes" in found.label_rule
+    assert read_images(root, SMALL, num_classes=2).labels.tolist() == [0, 1]
+    numbers = tree(tmp_path / "numbers", "1/a.png", "7/b.png")
+    assert read_images(numbers, SMALL, num_classes=8).labels.tolist() == [1, 7]
+    assert read_images(numbers, SMALL, num_classes=7).labels is None
+
+
+def test_notes_beside_the_class_folders_do_not_cost_the_labels(tmp_path: Path) -> None:
+    root = tree(tmp_path, "cat/1.png", "dog/2.png", "dog/3.png")
+    (root / "dog" / "3.png").rename(root / "dog" / "3")
+    for name in ("README.txt", "labels.csv", "LICENCE", "docs/about.md", "dog/Thumbs.db"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no picture")
+    (root / "owl").mkdir()
+    (root / "owl" / "damaged.png").write_bytes(b"no picture")  # a class all the same
+    with pytest.warns(SkippedWarning):
+        found = read_images(root, SMALL, class_names=["dog", "cat", "owl"])
+    assert dict(zip(found.names, found.labels.tolist(), strict=True)) == {"cat/1.png": 1, "dog/2.png": 0, "dog/3": 0}
+    with pytest.warns(SkippedWarning):
+        found = read_images(root, SMALL, num_classes=3)
+    assert found.class_names == ("cat", "dog", "owl")
+
+
 def test_a_name_that_two_classes_share_decides_nothing() -> None:
     names = ["crane", "tench", "Crane", "goldfish"]
     assert labels_by_folder(["crane/1.png", "tench/2.png"], names).labels is None
@@ -399,9 +435,35 @@ def test_numbers_and_names_without_a_models_names(tmp_path: Path) -> None:
     assert words.class_names == ("ape", "dog")
 
 
+def test_classes_that_are_called_by_numbers_are_names_in_a_table_too(tmp_path: Path) -> None:
+    table, names = tmp_path / "labels.csv", ["a.png", "b.png"]
+    table.write_text("a.png,10\nb.png,0\n")
+    assert labels_from_csv(table, names, ["0", "1", "10"]).labels == {"a.png": 2, "b.png": 0}
+    table.write_text("a.png,2\nb.png,0\n")  # no class is called 2
+    assert labels_from_csv(table, names, ["0", "1", "10"]).labels == {"a.png": 2, "b.png": 0}
+
+
+def test_labels_that_a_model_of_so_many_classes_cannot_have_are_refused(tmp_path: Path) -> None:
+    table, names = tmp_path / "labels.csv", ["a.png", "b.png"]
+    table.write_text("a.png,3\nb.png,0\n")
+    with pytest.raises(DataError, match="line 1: '3' is no class of the model's 3"):
+        labels_from_csv(table, names, num_classes=3)
+    table.write_text("a.png,dog\nb.png,ape\n")
+    assert labels_from_csv(table, names, num_classes=2).labels == {"a.png": 1, "b.png": 0}
+    with pytest.raises(DataError, match="2 label names and the network 3 classes"):
+        labels_from_csv(table, names, num_classes=3)
+    table.write_text(f"a.png,{10**30}\n")
+    with pytest.raises(DataError, match="is no class"):
+        labels_from_csv(table, names)
+    for wrong in ([0, 3], [-1, 0]):
+        with pytest.raises(InputError, match="class indices from 0 to 2"):
+            read_images(torch.rand(2, 3, 8, 8), SMALL, wrong, num_classes=3)
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
+        ("a.png," + 150_000 * "x", "cannot be read as a table"),
         ("", "holds no labels"),
         ("file,label\n", "holds no labels"),
         ("a.png\n", "line 1: two columns"),

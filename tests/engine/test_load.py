@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import pickle
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,53 @@ def test_a_factory_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: p
     assert model.class_name(3) == "class 3"
     with pytest.raises(ModelError, match="returned a str"):
         load_model("mine_for_test:words")
+
+
+def test_a_factory_may_import_from_its_folder_when_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late_for_test.py").write_text(
+        "def make():\n    from inner_for_test import network\n    return network()\n"
+    )
+    (tmp_path / "inner_for_test.py").write_text(
+        "from torch import nn\ndef network():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in {"", "."}])
+    before = list(sys.path)
+    assert load_model("late_for_test:make", input_size=(3, 2, 2)).name == "make"
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("raise RuntimeError('no configuration')", "RuntimeError: no configuration"),
+        ("def f(:", "SyntaxError"),
+        ("import sys; sys.exit('usage: train.py --data DIR')", "usage: train.py"),
+        ("def make():\n    raise SystemExit(3)", r"make\(\) failed: SystemExit: 3"),
+        ("make = 3", r"make\(\) failed: TypeError"),
+    ],
+)
+def test_a_module_that_breaks_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, part: str
+) -> None:
+    (tmp_path / "breaks_for_test.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "breaks_for_test", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(ModelError, match=part):
+        load_model("breaks_for_test:make")
+
+
+def test_a_torchscript_archive_is_told_from_weights(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)).save(str(tmp_path / "script.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(WeightsError, match=r"whole program, not weights.*torch\.jit\.load"):
+            load_model(str(tmp_path / "script.pt"))
 
 
 def test_a_module_keeps_its_mode_and_can_be_given_preprocessing() -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from striate.engine.load import load_model
-from striate.errors import InputError
+from striate.errors import InputError, ModelError
 from striate.examine.finding import Finding, Report
 from striate.examine.predictions import calibration
 from striate.examine.run import PROBES, examine
@@ -99,6 +102,126 @@ def test_a_probe_that_fails_is_reported_and_the_others_go_on() -> None:
     assert found["speed"].status == "done"
 
 
+class Answering(nn.Module):
+    """A sample network whose answer goes through a function."""
+
+    def __init__(self, answer: Callable[[Tensor], object], classes: int = 5) -> None:
+        super().__init__()
+        self.body, self.answer = Sample(classes=classes), answer
+
+    def forward(self, x: Tensor) -> object:
+        return self.answer(self.body(x))
+
+
+def refuse(answer: Tensor) -> Tensor:
+    raise AssertionError("only 64 pixels")
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (lambda logits: {"logits": logits}, "returned a dict"),
+        (lambda logits: (logits, logits), "returned a tuple"),
+        (lambda logits: logits.detach().numpy(), "returned a ndarray"),
+        (torch.squeeze, r"returned \(5,\)"),
+        (lambda logits: logits[:, :1], "1 score an image"),
+        (lambda logits: logits.softmax(dim=1), "probabilities"),
+        (refuse, "3 x 32 x 32: AssertionError: only 64 pixels"),
+    ],
+)
+def test_what_is_no_classifier_is_refused_in_one_sentence(answer: Callable[[Tensor], object], part: str) -> None:
+    with pytest.raises(ModelError, match=part):
+        look(Answering(answer), images(), quick=True)
+
+
+def test_class_names_and_labels_must_be_the_networks() -> None:
+    with pytest.raises(InputError, match="one for each of the network's 5 classes"):
+        look(Sample(), images(), class_names=["cat", "dog"])
+    with pytest.raises(InputError, match="class indices from 0 to 4"):
+        look(Sample(), images(n=2), labels=[0, 5])
+
+
+def test_a_network_that_fails_in_its_own_way_fails_probe_by_probe() -> None:
+    def one_at_a_time(logits: Tensor) -> Tensor:
+        assert len(logits) in {1, 4}
+        return logits
+
+    found = by_name(look(Answering(one_at_a_time), images(n=3), quick=True))
+    assert found["predictions"].status == "failed"
+    assert "AssertionError" in found["predictions"].headline
+    assert found["speed"].status == "done"
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_is_examined_as_it_is(precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = Sample().eval().to(precision)
+    with left_as_it_came(network):
+        found = look(network, images(), quick=True).findings
+    assert [finding.status for finding in found] == ["done"] * len(PROBES), [item.headline for item in found]
+
+
+def test_a_network_that_is_unsure_but_right_has_learned() -> None:
+    torch.manual_seed(0)
+    network, pixels = Answering(lambda logits: (logits - logits.mean(dim=0)) / 100).eval(), images(n=8)
+    with torch.no_grad():
+        labels = network(pixels).argmax(dim=1)  # type: ignore[attr-defined]
+    headlines = [
+        look(network, pixels, quick=True, probes=["predictions"], labels=given).findings[0].headline
+        for given in (labels, None)
+    ]
+    assert headlines[0].startswith("It is right on 100 %")
+    assert "not learned anything" in headlines[1]
+
+
+def test_no_method_is_preferred_that_does_not_beat_a_random_map() -> None:
+    found = by_name(look(Answering(lambda logits: 0 * logits), images(), quick=True, probes=["where", "trust"]))
+    assert found["trust"].headline.startswith("Not shown")
+    assert "Prefer none" in found["trust"].advice[0].text
+    target = int(found["where"].advice[0].command.split()[-1])
+    assert 0 <= target < 5
+
+
+def test_a_single_map_is_not_called_no_map() -> None:
+    found = look(Answering(torch.detach), images(), quick=True, probes=["where"]).findings[0]
+    assert "only occlusion gave one that is not flat" in found.headline
+
+
+def test_flat_maps_are_not_called_the_same_formula() -> None:
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Sample()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body((10 * x).round())  # no gradient reaches the pixels
+
+    torch.manual_seed(0)
+    found = look(Stepped().eval(), images(), quick=True, probes=["where"]).findings[0]
+    assert not any("integrated-gradients" in text and "the same map" in text for text in found.reading)
+    assert "no part of the image" not in found.headline
+
+
+def test_torchscript_is_explained_by_what_needs_no_look_inside() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 3)))
+    found = by_name(look(network, images(), quick=True, probes=["where", "trust"]))
+    assert [finding.status for finding in found.values()] == ["done", "done"]
+    assert any("TorchScript" in text for text in found["where"].reading)
+
+
+def test_the_sample_of_images_follows_the_seed(tmp_path: Path) -> None:
+    for number in range(8):
+        Image.new("RGB", (32, 32), (30 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    shown = {seed: [item.name for item in look_at_folder(tmp_path, limit=2, seed=seed).photos] for seed in (0, 1, 2)}
+    assert len({tuple(names) for names in shown.values()}) > 1
+
+
+def look_at_folder(folder: Path, **options: object) -> Report:
+    return examine(Sample(), folder, input_size=(3, 32, 32), quick=True, probes=["speed"], **options)  # type: ignore[arg-type]
+
+
 def test_images_that_cannot_be_cut_fail_only_the_probes_that_cut() -> None:
     found = by_name(look(Sample(), images(side=31), quick=True, probes=["patch", "corruption", "fgsm"]))
     assert found["patch"].status == found["corruption"].status == "failed"
@@ -132,6 +255,12 @@ def test_accuracy_and_calibration_are_those_of_the_labels() -> None:
             by_hand += float(gap.abs()) * float(inside.float().mean())
     assert figures["Calibration error (ECE)"].value == pytest.approx(by_hand, abs=1e-5)
     assert calibration(logits.softmax(dim=1), labels) == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_confidence_of_one_shares_the_last_bin() -> None:
+    sure = torch.tensor([1.0, 1.0, 0.95, 0.95])
+    probabilities, labels = torch.stack([sure, 1 - sure], dim=1), torch.tensor([0, 1, 0, 0])
+    assert calibration(probabilities, labels) == pytest.approx(float(sure.mean()) - 0.75)
 
 
 def test_an_untrained_network_is_called_so() -> None:

@@ -136,6 +136,15 @@ def test_no_gradient_at_all_is_said() -> None:
         find_target_layer(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), torch.rand(1, 3, 4, 4))
 
 
+def test_what_is_no_tensor_is_said() -> None:
+    class Dictionary(Functional):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(LayerError, match=r"returns a dict.*logits alone"):
+        find_target_layer(Dictionary(), torch.rand(1, 3, 16, 16))
+
+
 def test_works_under_no_grad_and_leaves_the_model_alone() -> None:
     model = Functional().train()
     with torch.no_grad():

@@ -143,6 +143,7 @@ class TestSelftests:
             "eval mode",
             "preprocessing",
             "normalisation",
+            "logits",
             "eps 0",
             "gradient",
             "monotone",
@@ -169,6 +170,13 @@ class TestSelftests:
         assert checks["gradient"].passed is False
         assert checks["gradient"].value == 1.0
         assert checks["large eps"].passed is False
+
+    def test_a_softmax_inside_is_caught(self):
+        model = torch.nn.Sequential(resnet_mini(3), torch.nn.Softmax(dim=1)).eval()
+        check = self.checks(model, torch.rand(4, 3, 12, 12), steps=1)["logits"]
+        assert check.passed is False
+        assert "without its last softmax" in check.statement
+        assert self.checks(model[0], torch.rand(4, 3, 12, 12), steps=1)["logits"].passed
 
     def test_images_outside_pixel_space_are_refused(self):
         with pytest.raises(InputError, match="values from"):

@@ -13,7 +13,7 @@ __all__ = ["DefaultGroup", "ErrorGroup"]
 
 
 class ErrorGroup(TyperGroup):
-    """The root: an error of Striate is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    """The root: an error of Striate or of a disk is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; with ``--traceback`` an error goes through as it is."""
@@ -23,6 +23,13 @@ class ErrorGroup(TyperGroup):
             if ctx.params.get("traceback"):
                 raise
             typer.echo(f"striate: {error}", err=True)
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if ctx.params.get("traceback") or isinstance(error, BrokenPipeError):
+                raise
+            where = "" if error.filename is None else f"{error.filename}: "
+            advice = "Name a place that can be written to, or make room there."
+            typer.echo(f"striate: {where}{error.strerror or type(error).__name__}. {advice}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             message = "Stopped. Every file that was finished is kept, and none is half written."

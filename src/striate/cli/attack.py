@@ -28,7 +28,7 @@ def attack(
         list[str] | None, typer.Option("--attack", help="fgsm, pgd, patch or cells; repeat for several.")
     ] = None,
     eps: Annotated[str, typer.Option(help="Of fgsm and pgd, in pixels of [0, 1].")] = "0.5/255,1/255,4/255,8/255",
-    steps: Annotated[int | None, typer.Option(help="Default: pgd 10, patch 100, cells 50.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: pgd 10, patch 100, cells 50.")] = None,
     size: Annotated[int, typer.Option(help="Side of a patch in pixels, at the network's input.")] = 48,
     target: Annotated[str | None, typer.Option(help="Class index or name that a patch shall look like.")] = None,
     cells: Annotated[int, typer.Option(help="How many cells of the grid are attacked.")] = 1,
@@ -50,10 +50,11 @@ def attack(
     """
     from rich.console import Console
 
-    from striate.cli.options import class_index, model_options, numbers
+    from striate.cli.options import class_index, model_options, numbers, output_folder
     from striate.data.images import read_images
     from striate.engine.files import write_json
     from striate.engine.load import load_model
+    from striate.engine.model import count_classes
     from striate.errors import InputError, did_you_mean
     from striate.stress.report import attack_report
 
@@ -63,10 +64,17 @@ def attack(
             hint = did_you_mean(name, _ATTACKS)
             raise InputError("--attack", "striate attack", allowed=", ".join(_ATTACKS), got=name, hint=hint)
     epsilons = numbers(eps, "--eps") if {"fgsm", "pgd"} & set(kinds) else []
+    output_folder(out, "striate attack")
     loaded = load_model(model, **model_options(architecture, pretrained, input_size, mean, std, class_names, device))
     console = Console(highlight=False)
     found = read_images(
-        images, loaded.preprocessing, labels=labels, limit=limit, class_names=loaded.class_names, seed=seed
+        images,
+        loaded.preprocessing,
+        labels=labels,
+        limit=limit,
+        class_names=loaded.class_names,
+        num_classes=count_classes(loaded),
+        seed=seed,
     )
     pixels, truth, names = found.images.to(loaded.mean.device), found.labels, found.names
     record: dict[str, object] = {"model": loaded.describe(), "images": len(pixels), "label_rule": found.label_rule}
@@ -172,7 +180,6 @@ def _save(images: dict[str, Tensor], names: tuple[str, ...], out: Path) -> None:
 
     from striate.cli.options import file_name
 
-    out.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     for index in range(len(images["clean"])):
         base = file_name(names[index], taken)

@@ -125,9 +125,13 @@ def _preconfig(
 def _batch(loaded: VisionModel, images: str, labels: Path | None) -> tuple[Tensor, Tensor]:
     """Return normalised images and their labels, at most 256 of them."""
     from striate.data.images import read_images
+    from striate.engine.model import count_classes
     from striate.errors import InputError
 
-    found = read_images(images, loaded.preprocessing, labels=labels, limit=256, class_names=loaded.class_names)
+    classes = count_classes(loaded)
+    found = read_images(
+        images, loaded.preprocessing, labels=labels, limit=256, class_names=loaded.class_names, num_classes=classes
+    )
     if found.labels is None:
         raise InputError("--images", "striate compress", allowed="labelled images", got=found.label_rule)
     pixels = found.images.to(loaded.mean.device)

@@ -46,10 +46,11 @@ def examine(
     """
     from rich.console import Console
 
-    from striate.cli.options import model_options
+    from striate.cli.options import model_options, output_folder
     from striate.examine.run import examine as run
     from striate.report.page import write_report
 
+    output_folder(out, "striate examine")
     console = Console(stderr=True, highlight=False)
     with console.status("examining …") as status:
 

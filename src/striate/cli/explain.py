@@ -43,16 +43,19 @@ def explain(
     from rich.console import Console
     from rich.table import Table
 
-    from striate.cli.options import class_index, file_name, model_options
+    from striate.cli.options import class_index, file_name, model_options, output_folder
     from striate.data.images import read_images
     from striate.engine.load import load_model
+    from striate.engine.model import try_out
     from striate.explain.registry import METHODS, get_method
     from striate.report.heatmap import overlay
 
     names = method or ["xgrad-cam"]
     for name in names:
         get_method(name)  # a misspelt method is refused before anything is loaded
+    output_folder(out, "striate explain")
     loaded = load_model(model, **model_options(architecture, pretrained, input_size, mean, std, class_names, device))
+    try_out(loaded)
     wanted = None if target is None else class_index(target, loaded)
     console = Console(highlight=False)
     table = Table("image", "class", "method", "layer", "check", "seconds")
@@ -80,7 +83,6 @@ def explain(
                     f"{result.seconds:.2f}",
                 )
             path = out / f"{file_name(name, taken)}.png"
-            out.mkdir(parents=True, exist_ok=True)
             _sheet(panels).save(path)
             written.append(path)
             if torch.cuda.is_available():

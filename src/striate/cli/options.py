@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,22 @@ from striate.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from striate.engine.model import VisionModel
 
-__all__ = ["class_index", "file_name", "fraction", "model_options", "numbers"]
+__all__ = ["class_index", "file_name", "fraction", "model_options", "numbers", "output_folder"]
+
+
+def output_folder(out: Path, owner: str) -> Path:
+    """Return ``out``, made if missing, or say that nothing can be written there, before anything is computed.
+
+    Raises:
+        InputError: it is a file, or cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError("--out", owner, allowed="a folder that can be written to", got=f"{out} ({reason})") from error
 
 
 def model_options(
@@ -30,7 +46,11 @@ def model_options(
             raise InputError(
                 "--class-names", "striate", allowed="a text file with one name per line", got=str(class_names)
             )
-        names = [line.strip() for line in class_names.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            text = class_names.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("--class-names", "striate", allowed="a text file in UTF-8", got=str(error)) from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     return {
         "architecture": architecture,
         "pretrained": pretrained,
@@ -58,7 +78,7 @@ def fraction(text: str, option: str) -> float:
 
 def class_index(text: str, model: VisionModel) -> int:
     """Read a class index or one of the model's class names."""
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     names = model.class_names or ()
     if text not in names:

@@ -122,13 +122,25 @@ def _logits(
     import torch
 
     from striate.data.images import read_images
+    from striate.engine.model import count_classes
     from striate.engine.stats import wilson
     from striate.errors import CheckError, InputError, ModelError
 
+    classes = [count_classes(model) for model in models]
+    odd = next((name for name, count in zip(names, classes, strict=True) if count != classes[0]), None)
+    if odd is not None:
+        known = f"{classes[0]} classes and {odd} {classes[names.index(odd)]}"
+        raise ModelError(f"{names[0]} knows {known}; a pair needs the same classes in the same order.")
     logits, y, rule = [], None, ""
-    for name, model in zip(names, models, strict=True):
+    for model in models:
         found = read_images(
-            images, model.preprocessing, labels=labels, limit=limit, class_names=model.class_names, seed=seed
+            images,
+            model.preprocessing,
+            labels=labels,
+            limit=limit,
+            class_names=model.class_names,
+            num_classes=classes[0],
+            seed=seed,
         )
         if found.labels is None or len(found.labels) < _LEAST:
             got = found.label_rule if found.labels is None else len(found.labels)
@@ -137,9 +149,6 @@ def _logits(
         with torch.inference_mode():
             parts = [model(part.to(model.mean.device)).float().cpu() for part in found.images.split(32)]
         logits.append(torch.cat(parts))
-        if logits[-1].shape[1] != logits[0].shape[1]:
-            classes = f"{logits[0].shape[1]} classes and {name} {logits[-1].shape[1]}"
-            raise ModelError(f"{names[0]} knows {classes}; a pair needs the same classes in the same order.")
     assert y is not None
     most, n_classes = max(int((x.argmax(1) == y).sum()) for x in logits), logits[0].shape[1]
     if wilson(most, len(y)).low <= 1 / n_classes:

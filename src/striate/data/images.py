@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from striate.data.embedded import photographs
 from striate.data.labels import Labelling, labels_by_folder, labels_from_csv
-from striate.data.picture import MAX_PIXELS, open_picture, prepare
+from striate.data.picture import MAX_PIXELS, open_picture, picture_suffixes, prepare
 from striate.engine.model import Preprocessing
 from striate.errors import ImageError, InputError, SkippedWarning, did_you_mean
 
@@ -80,6 +80,7 @@ def read_images(
     limit: int | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
     seed: int = 0,
 ) -> ImageSet:
     """Read images and make them a model's input.
@@ -94,6 +95,8 @@ def read_images(
             (see :func:`striate.data.labels.labels_by_folder`).
         limit: read at most so many, a seeded random sample.
         class_names: of the model, to map folder and table names onto.
+        num_classes: of the model, where it is known: labels that cannot be its classes are refused, and folders are
+            not taken for classes where their number differs.
         seed: of the sample.
 
     Raises:
@@ -107,23 +110,23 @@ def read_images(
     if limit is not None and limit < 1:
         raise InputError("limit", "read_images", allowed=">= 1 or None", got=limit)
     if isinstance(source, Tensor | np.ndarray):
-        return _from_array(source, preprocessing, labels, limit, class_names, seed)
+        return _from_array(source, preprocessing, labels, limit, class_names, num_classes, seed)
     known = None if class_names is None else tuple(class_names)
     opened, where = _find(source)
     names = list(opened)
-    by_hand: Tensor | None = None
+    labelling: Labelling | None
     if isinstance(labels, str | Path):
-        labelling = labels_from_csv(labels, names, known)
+        labelling = labels_from_csv(labels, names, known, num_classes=num_classes)
         skipped = [Skipped(name, "listed in the labels, but not there") for name in labelling.missing]
         listed = labelling.labels or {}
         skipped += [Skipped(name, "not listed in the labels") for name in names if name not in listed]
         names = [name for name in names if name in listed]
     elif labels is not None:
-        by_hand = _index_labels(labels, len(names))
+        by_hand = _index_labels(labels, len(names), num_classes)
         labelling = Labelling(dict(zip(names, by_hand.tolist(), strict=True)), known, "given by the caller")
         skipped = []
     else:
-        labelling, skipped = labels_by_folder(names, known), []
+        labelling, skipped = None, []
 
     order = _sample(len(names), limit, seed)
     images, notes = {}, {}
@@ -150,6 +153,9 @@ def read_images(
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         warnings.warn(f"{len(skipped)} files of {where} were left out ({named}{more}).", SkippedWarning, stacklevel=2)
     kept_names = tuple(names[i] for i in kept)
+    if labelling is None:
+        in_question = _in_question(names, set(kept_names), {item.name for item in skipped})
+        labelling = labels_by_folder(in_question, known, num_classes=num_classes)
     found = labelling.labels
     return ImageSet(
         images=torch.stack([images[i] for i in kept]),
@@ -163,6 +169,17 @@ def read_images(
     )
 
 
+def _in_question(names: Sequence[str], read: set[str], refused: set[str]) -> list[str]:
+    """Return the names that class folders are told by: pictures, read or not; no notes or tables beside them."""
+    suffixes = picture_suffixes()
+
+    def is_picture(name: str) -> bool:
+        suffix = PurePosixPath(name).suffix.lower()
+        return name in read or suffix in suffixes or (not suffix and name not in refused)
+
+    return [name for name in names if is_picture(name)]
+
+
 def _find(source: Source) -> tuple[dict[str, Path | Image.Image], str]:
     """Return what there is by name, nothing opened yet, and where it is in words."""
     if isinstance(source, Image.Image):
@@ -174,7 +191,7 @@ def _find(source: Source) -> tuple[dict[str, Path | Image.Image], str]:
         path = Path(source).expanduser()
         if path.is_dir():
             return {file.relative_to(path).as_posix(): file for file in _walk(path)}, str(path)
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
             near = did_you_mean(path.name, siblings)
             raise ImageError(f"There is no folder or file {path}.{near} 'embedded' takes the embedded photographs.")
@@ -229,10 +246,14 @@ def _sample(n: int, limit: int | None, seed: int) -> list[int]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _index_labels(labels: Sequence[int] | Tensor, n: int) -> Tensor:
+def _index_labels(labels: Sequence[int] | Tensor, n: int, num_classes: int | None) -> Tensor:
     index = torch.as_tensor(labels)
     if index.shape != (n,) or index.is_floating_point() or index.dtype == torch.bool:
         raise InputError("labels", "read_images", allowed=f"one whole number for each of {n} images", got=labels)
+    outside = index[(index < 0) | (index >= (torch.iinfo(torch.int64).max if num_classes is None else num_classes))]
+    if outside.numel():
+        allowed = ">= 0" if num_classes is None else f"class indices from 0 to {num_classes - 1}"
+        raise InputError("labels", "read_images", allowed=allowed, got=int(outside[0]))
     return index.long()
 
 
@@ -242,12 +263,13 @@ def _from_array(
     labels: str | Path | Sequence[int] | Tensor | None,
     limit: int | None,
     class_names: Sequence[str] | None,
+    num_classes: int | None,
     seed: int,
 ) -> ImageSet:
     images = _unit_images(source, preprocessing)
     if isinstance(labels, str | Path):
         raise InputError("labels", "read_images", allowed="one class index an image for an array", got="a table")
-    index = None if labels is None else _index_labels(labels, len(images))
+    index = None if labels is None else _index_labels(labels, len(images), num_classes)
     chosen = sorted(_sample(len(images), limit, seed)[:limit])
     return ImageSet(
         images=_fit_size(images[chosen], preprocessing),

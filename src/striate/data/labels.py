@@ -14,6 +14,9 @@ from striate.errors import DataError, did_you_mean
 __all__ = ["Labelling", "labels_by_folder", "labels_from_csv"]
 
 _WNID = re.compile(r"n\d{8}")
+_MANY = 2**31
+"""No class number is as large where the number of classes is not known."""
+
 _HEADERS = {"file", "filename", "file_name", "image", "name", "path"}
 
 
@@ -34,17 +37,20 @@ class Labelling:
     missing: tuple[str, ...] = ()
 
 
-def labels_by_folder(names: Sequence[str], class_names: Sequence[str] | None = None) -> Labelling:
+def labels_by_folder(
+    names: Sequence[str], class_names: Sequence[str] | None = None, *, num_classes: int | None = None
+) -> Labelling:
     """Label images by the first folder of their names, where that is plausible.
 
     In this order: ImageNet's wnids (``n02123045``) with ImageNet's classes; names of the model's classes; class
     numbers; else, as torchvision's ImageFolder, the sorted order of the folders, but only if there are as many
-    folders as the model has classes, or the model's classes are not known. Otherwise the folders are taken for an
-    order of the person's own, and the images have no labels.
+    folders as the model has classes, or nothing is known of the model. Otherwise the folders are taken for an order of
+    the person's own, and the images have no labels.
 
     Args:
         names: of the images, relative, with forward slashes.
         class_names: of the model, where known.
+        num_classes: of the model, where only their number is known.
 
     >>> labels_by_folder(["cat/a.png", "dog/b.png"], ["cat", "cow", "dog"]).labels
     {'cat/a.png': 0, 'dog/b.png': 2}
@@ -55,21 +61,29 @@ def labels_by_folder(names: Sequence[str], class_names: Sequence[str] | None = N
         return Labelling(None, known, "no labels: there are no class folders")
     if any("/" not in name for name in names):
         return Labelling(None, known, "no labels: the images do not all stand in class folders")
-    index, rule = _index_of_folders(folders, known)
+    index, rule = _index_of_folders(folders, known, num_classes if known is None else len(known))
     if index is None:
         return Labelling(None, known, rule)
     labels = {name: index[name.split("/")[0]] for name in names}
     return Labelling(labels, tuple(folders) if known is None and rule.startswith("sorted") else known, rule)
 
 
-def labels_from_csv(path: str | Path, names: Sequence[str], class_names: Sequence[str] | None = None) -> Labelling:
+def labels_from_csv(
+    path: str | Path,
+    names: Sequence[str],
+    class_names: Sequence[str] | None = None,
+    *,
+    num_classes: int | None = None,
+) -> Labelling:
     """Label images by a table of two columns, file and label, with or without a header line.
 
     Args:
         path: the table; comma, semicolon or tab; UTF-8. A file is given by its relative path, or by its bare name
-            where only one image has it. A label is a class number or a class name.
+            where only one image has it. A label is a class number or a class name; where all are names of classes,
+            names, so that classes may be called 10 and 2.
         names: of the images, relative, with forward slashes.
         class_names: of the model; without them, label names are numbered in sorted order.
+        num_classes: of the model, where only their number is known: as many label names there must be.
 
     Raises:
         DataError: unreadable, or a label is no class; the line is named.
@@ -94,25 +108,36 @@ def labels_from_csv(path: str | Path, names: Sequence[str], class_names: Sequenc
         if texts.get(same[0], (0, label))[1] != label:
             raise DataError(f"{path.name} line {line}: '{file}' has two labels, {texts[same[0]][1]} and {label}.")
         texts[same[0]] = line, label
+    places = _unique_names(known or ())
     numeric = all(label.isdecimal() for _, label in texts.values())
+    numeric = numeric and not all(_plain(label) in places for _, label in texts.values())
     if known is None and not numeric:
         known = tuple(sorted({label for _, label in texts.values()}))
+        if num_classes not in {None, len(known)}:
+            raise DataError(
+                f"{path.name} has {len(known)} label names and the network {num_classes} classes, whose names are not "
+                "known. Give class numbers, or the names of all classes (--class-names)."
+            )
+        places = _unique_names(known)
         rule = f"{path.name}: label names, numbered in sorted order"
     else:
         rule = f"{path.name}: {'class numbers' if numeric else 'class names'}"
-    places = _unique_names(known or ())
+    count = num_classes if known is None else len(known)
     labels = {}
     for name, (line, label) in texts.items():
-        number = int(label) if label.isdecimal() else places.get(_plain(label))
-        if number is None or (known is not None and number >= len(known)):
+        named = places.get(_plain(label))
+        number = int(label) if label.isdecimal() and (numeric or named is None) else named
+        if number is None or number >= (_MANY if count is None else count):
             near = did_you_mean(label, known or ())
-            limit = f" of the model's {len(known)}" if known is not None else ""
+            limit = f" of the model's {count}" if count is not None else ""
             raise DataError(f"{path.name} line {line}: '{label}' is no class{limit}.{near}")
         labels[name] = number
     return Labelling(labels, known, rule, tuple(missing))
 
 
-def _index_of_folders(folders: list[str], known: tuple[str, ...] | None) -> tuple[dict[str, int] | None, str]:
+def _index_of_folders(
+    folders: list[str], known: tuple[str, ...] | None, count: int | None
+) -> tuple[dict[str, int] | None, str]:
     if all(_WNID.fullmatch(folder) for folder in folders) and known == imagenet_classes():
         from timm.data import ImageNetInfo
 
@@ -126,14 +151,14 @@ def _index_of_folders(folders: list[str], known: tuple[str, ...] | None) -> tupl
         if all(_plain(folder) in place for folder in folders):
             return {folder: place[_plain(folder)] for folder in folders}, "folders are names of the model's classes"
     numbers = {folder: int(folder) for folder in folders if folder.isdecimal()}
-    if len(numbers) == len(folders) and (known is None or max(numbers.values()) < len(known)):
+    if len(numbers) == len(folders) and (count is None or max(numbers.values()) < count):
         return numbers, "folders are class numbers"
-    if known is None or len(folders) == len(known):
+    if count is None or len(folders) == count:
         return {folder: i for i, folder in enumerate(folders)}, "sorted order of the folders, as in ImageFolder"
-    return None, (
-        f"no labels: the {len(folders)} folders (first: {folders[0]}) are no names of the model's classes, "
-        f"and it has {len(known)} classes"
-    )
+    folders_are = f"no labels: the {len(folders)} folders (first: {folders[0]}) are"
+    if known is None:
+        return None, f"{folders_are} not the model's {count} classes, whose names are not known (--class-names)"
+    return None, f"{folders_are} no names of the model's classes, and it has {count} classes"
 
 
 def _rows(path: Path) -> list[tuple[int, str, str]]:
@@ -146,7 +171,11 @@ def _rows(path: Path) -> list[tuple[int, str, str]]:
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     rows: list[tuple[int, str, str]] = []
-    for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
+    try:
+        table = list(csv.reader(lines, delimiter=delimiter))
+    except csv.Error as error:
+        raise DataError(f"The labels in {path} cannot be read as a table: {error}.") from error
+    for number, cells in enumerate(table, start=1):
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) < 2 or not cells[0].strip() or not cells[1].strip():

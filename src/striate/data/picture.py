@@ -14,7 +14,7 @@ from torch import Tensor
 from striate.engine.model import Preprocessing
 from striate.errors import ImageError, InputError
 
-__all__ = ["MAX_PIXELS", "open_picture", "prepare"]
+__all__ = ["MAX_PIXELS", "open_picture", "picture_suffixes", "prepare"]
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn
 """Larger pictures are refused before they are decoded: a small file can unpack to gigabytes."""
@@ -88,6 +88,9 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
 
     Returns:
         (C, H, W) float32 in [0, 1].
+
+    Raises:
+        ImageError: so long and narrow that covering the input would take more than :data:`MAX_PIXELS`.
     """
     channels, height, width = preprocessing.input_size
     if channels not in {1, 3}:
@@ -99,6 +102,9 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
         size = (cover_w, max(cover_h, int(cover_w * image.height / image.width)))
     else:
         size = (max(cover_w, int(cover_h * image.width / image.height)), cover_h)
+    if size[0] * size[1] > MAX_PIXELS:
+        shape = f"{image.width} x {image.height} pixels are too long and narrow"
+        raise ImageError(f"{shape}: covering the input of {width} x {height} would take {size[0]} x {size[1]}")
     if size != image.size:
         image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
@@ -136,6 +142,12 @@ def _eight_bit(image: Image.Image) -> tuple[Image.Image, str]:
 
 def _from_unit(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.round(values * 255).astype(np.uint8))
+
+
+def picture_suffixes() -> set[str]:
+    """Return the suffixes, in lower case with their dot, of the kinds of picture that are opened."""
+    known = set(_known_formats())
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in known}
 
 
 def _known_formats() -> list[str]:

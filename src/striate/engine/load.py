@@ -7,9 +7,11 @@ import importlib
 import pickle
 import re
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -111,7 +113,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
+            plain = torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")])
+            with plain, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*TorchScript archive")  # said below, with what to do
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
@@ -121,6 +125,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"code.{what} Where it was made, save the state dict alone with safetensors.torch.save_file."
         ) from error
     except Exception as error:
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path.name} is a TorchScript archive: a whole program, not weights, and it was not run. To use it "
+                f"all the same, load it in a factory of your own, torch.jit.load('{path}'), and give "
+                "package.module:factory."
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path.name} cannot be read as weights: {reason}. Is the file complete?") from error
     return _open_wrappers(content, path.name)
@@ -293,7 +303,22 @@ def _from_factory(module_name: str, attribute: str) -> VisionModel:
     if added:
         sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        network = _made(_imported(module_name), module_name, attribute)
+    finally:
+        if added:
+            sys.path.remove(here)
+    if isinstance(network, VisionModel):
+        return network.eval()
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{module_name}:{attribute}() returned a {type(network).__name__}, not a torch.nn.Module.")
+    return _wrap(
+        network.eval(), name=attribute, source=f"{module_name}:{attribute}", weights="as the factory gives them"
+    )
+
+
+def _imported(module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not module_name.startswith(error.name):
             raise ModelError(
@@ -303,23 +328,21 @@ def _from_factory(module_name: str, attribute: str) -> VisionModel:
             f"There is no module '{module_name}' to import, and no spelling '{module_name}:'. Known: timm:NAME, "
             "torchvision:NAME, hf_hub:OWNER/NAME, or package.module:factory on the Python path."
         ) from error
-    finally:
-        if added:
-            sys.path.remove(here)
+    except (Exception, SystemExit) as error:  # a script that reads its command line when it is imported, for one
+        raise ModelError(
+            f"{module_name} could not be imported: {type(error).__name__}: {error}. What runs on import belongs under "
+            "if __name__ == '__main__', or in a module of its own."
+        ) from error
+
+
+def _made(module: ModuleType, module_name: str, attribute: str) -> Any:
     factory = getattr(module, attribute, None)
     if factory is None:
         raise ModelError(f"{module_name} has no '{attribute}'.{did_you_mean(attribute, vars(module))}")
     try:
-        network = factory() if not isinstance(factory, nn.Module) else factory
-    except Exception as error:
+        return factory if isinstance(factory, nn.Module) else factory()
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{module_name}:{attribute}() failed: {type(error).__name__}: {error}") from error
-    if isinstance(network, VisionModel):
-        return network.eval()
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"{module_name}:{attribute}() returned a {type(network).__name__}, not a torch.nn.Module.")
-    return _wrap(
-        network.eval(), name=attribute, source=f"{module_name}:{attribute}", weights="as the factory gives them"
-    )
 
 
 def _from_checkpoint(path: str, architecture: str | None, num_classes: int | None) -> VisionModel:

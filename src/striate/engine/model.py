@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -9,9 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from striate.errors import InputError, LayerError, did_you_mean
+from striate.engine.state import inspected, seeded
+from striate.errors import InputError, LayerError, ModelError, did_you_mean
 
-__all__ = ["Preprocessing", "VisionModel", "get_layer", "imagenet_classes", "layer_name"]
+__all__ = ["Preprocessing", "VisionModel", "are_probabilities", "count_classes", "get_layer", "imagenet_classes",
+           "layer_name", "no_torchscript", "try_out"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Preprocessing:
         for name in ("mean", "std"):
             if len(getattr(self, name)) != channels:
                 raise InputError(name, "Preprocessing", allowed=f"{channels} numbers", got=getattr(self, name))
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise InputError("mean, std", "Preprocessing", allowed="finite", got=(self.mean, self.std))
         if min(self.std) <= 0:
             raise InputError("std", "Preprocessing", allowed="> 0 in every channel", got=self.std)
         if not 0 < self.crop <= 1:
@@ -92,8 +97,12 @@ class VisionModel(nn.Module):
         self.train(network.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, classes) for images (N, C, H, W) in [0, 1]."""
-        return self.network((images - self.mean.to(images.dtype)) / self.std.to(images.dtype))
+        """Return logits (N, classes) for images (N, C, H, W) in [0, 1], which meet a network of another precision."""
+        normalised = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        first = next(self.network.parameters(), None)
+        if first is not None and first.dtype != images.dtype and first.is_floating_point():
+            normalised = normalised.to(first.dtype)
+        return self.network(normalised)
 
     def class_name(self, index: int) -> str:
         """Return the name of class ``index``, or ``"class 7"`` where no names are known."""
@@ -117,6 +126,80 @@ def imagenet_classes() -> tuple[str, ...]:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return tuple(cast(Sequence[str], _IMAGENET_CATEGORIES))
+
+
+def count_classes(model: VisionModel) -> int:
+    """Return how many classes a network tells apart, asked with two single images.
+
+    Raises:
+        InputError: it carries another number of class names.
+        ModelError: it cannot be run on its input size, returns no (N, classes) with two classes or more, or returns
+            probabilities, on which every figure that takes a softmax would be wrong.
+    """
+    answers = try_out(model)
+    for answer in answers:
+        if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[0] != 1:
+            got = tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+            raise ModelError(
+                f"For one image the network returned {got}; a classifier returns (1, classes). Wrap it so that "
+                "forward() returns the logits alone, with their batch dimension."
+            )
+    scores = torch.cat(answers)
+    if scores.shape[1] < 2:
+        raise ModelError(
+            f"The network returns {scores.shape[1]} score an image, and at least two classes are needed. Where it is "
+            "the logit z of the second of two classes, return torch.cat([torch.zeros_like(z), z], dim=1)."
+        )
+    if are_probabilities(scores):
+        raise ModelError(
+            "The network returns probabilities (its scores add up to 1), so that confidence, calibration, attacks and "
+            "maps, which take the softmax themselves, would be wrong. Hand it over without its last softmax, or return "
+            "the logarithm."
+        )
+    n = int(scores.shape[1])
+    if model.class_names is not None and len(model.class_names) != n:
+        allowed = f"one for each of the network's {n} classes"
+        raise InputError("class_names", "VisionModel", allowed=allowed, got=f"{len(model.class_names)} names")
+    return n
+
+
+def try_out(model: VisionModel) -> list[Any]:
+    """Return what a network answers to two single images of noise, a bright and a dark one.
+
+    Raises:
+        ModelError: it cannot be run on its input size.
+    """
+    shape = model.preprocessing.input_size
+    pixels = torch.rand((2, 1, *shape), generator=torch.Generator().manual_seed(0))
+    pixels[1] /= 4
+    try:
+        with torch.no_grad(), inspected(model, warn=False), seeded(0):
+            return [model(image.to(model.mean.device)) for image in pixels]
+    except Exception as error:  # whatever a person's network raises
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no reason given"
+        size = " x ".join(str(number) for number in shape)
+        raise ModelError(
+            f"The network cannot be run on one image of {size}: {type(error).__name__}: {reason}. Is that its input "
+            "size (input_size=…, --input-size CxHxW)?"
+        ) from error
+
+
+def are_probabilities(scores: Tensor) -> bool:
+    """Whether (N, classes) scores went through a softmax already: none negative, each row adds up to 1."""
+    near = 1e-2 if scores.dtype in {torch.float16, torch.bfloat16} else 1e-4
+    return bool((scores >= 0).all() and ((scores.float().sum(dim=1) - 1).abs() <= near).all())
+
+
+def no_torchscript(model: nn.Module, owner: str) -> None:
+    """Raise :class:`~striate.errors.LayerError` where a part of the network is TorchScript, which takes no hooks."""
+    scripted = next(
+        (name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)), None
+    )
+    if scripted is not None:
+        raise LayerError(
+            f"{owner} looks inside a network, and '{scripted or type(model).__name__}' is TorchScript, which shows "
+            "nothing of its inside. Give the network that it was made from."
+        )
 
 
 def get_layer(model: nn.Module, layer: str | nn.Module) -> nn.Module:

@@ -83,10 +83,10 @@ def probe(subject: Subject) -> Finding:
 
 def calibration(probabilities: Tensor, labels: Tensor, *, bins: int = _BINS) -> float:
     """Return the expected calibration error of (N, classes) probabilities in [0, 1] (equal-width bins, L1)."""
+    # torchmetrics gives a confidence of exactly 1 a bin of its own; the published error has it share the last one.
+    below_one = probabilities.float().clamp(max=1 - 2**-24)
     return float(
-        multiclass_calibration_error(
-            probabilities.float(), labels, num_classes=probabilities.shape[1], n_bins=bins, norm="l1"
-        )
+        multiclass_calibration_error(below_one, labels, num_classes=below_one.shape[1], n_bins=bins, norm="l1")
     )
 
 
@@ -110,8 +110,9 @@ def _with_labels(
         Figure(
             name="Calibration error (ECE)",
             value=error,
-            low=float(np.quantile(resampled, 0.025)),
-            high=float(np.quantile(resampled, 0.975)),
+            # It is biased upwards, the more so resampled, so that the quantiles alone may leave the figure out.
+            low=min(error, float(np.quantile(resampled, 0.025))),
+            high=max(error, float(np.quantile(resampled, 0.975))),
             n=n,
             note=f"{_BINS} bins; 0 = says 80 % and is right 80 % of the time",
         )

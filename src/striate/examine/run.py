@@ -13,6 +13,7 @@ from torch import nn
 
 from striate.data.images import ImageSet, read_images
 from striate.engine.load import load_model
+from striate.engine.model import count_classes
 from striate.engine.record import environment
 from striate.engine.state import seeded
 from striate.errors import InputError, StriateError, did_you_mean
@@ -72,14 +73,22 @@ def examine(
         A :class:`~striate.examine.finding.Report`; draw it with :func:`striate.report.page.write_report`.
 
     Raises:
-        StriateError: the network or the images cannot be had at all. A probe that fails is reported as failed.
+        StriateError: the network or the images cannot be had at all, or the network is no classifier (see
+            :func:`striate.engine.model.count_classes`). A probe that fails is reported as failed.
     """
     start = time.perf_counter()
     chosen = _chosen(probes)
     loaded = load_model(model, **model_options)
     say(f"network: {loaded.name}, weights: {loaded.weights}")
+    classes = count_classes(loaded)
     found: ImageSet = read_images(
-        images, loaded.preprocessing, labels=labels, limit=limit, class_names=loaded.class_names
+        images,
+        loaded.preprocessing,
+        labels=labels,
+        limit=limit,
+        class_names=loaded.class_names,
+        num_classes=classes,
+        seed=seed,
     )
     say(f"images: {len(found.images)} from {found.origin}; {found.label_rule}")
     subject = Subject(loaded, found, quick=quick, seed=seed, say=say)
@@ -127,8 +136,7 @@ def _run(name: str, subject: Subject) -> Finding:
     try:
         with seeded(subject.seed):
             finding: Finding = import_module(module).probe(subject)
-    except (StriateError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        # A person's network can fail in any of these ways; one probe's failure must not take the others with it.
+    except Exception as error:  # a person's network can fail in any way; one probe must not take the others with it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "" if isinstance(error, StriateError) else f"{type(error).__name__}: "
         finding = Finding(
@@ -147,6 +155,6 @@ def _caption(subject: Subject, index: int) -> str:
     try:
         predicted = int(subject.predictions[index])
         confidence = float(subject.confidence[index])
-    except (StriateError, RuntimeError):
+    except Exception:  # the probes say how it fails
         return subject.images.names[index]
     return f"{subject.images.names[index]}: {subject.model.class_name(predicted)}, {100 * confidence:.0f} %"

@@ -13,6 +13,7 @@ from torch import Tensor
 from striate.data.images import ImageSet
 from striate.engine.model import VisionModel
 from striate.engine.state import inspected
+from striate.engine.stats import wilson
 from striate.errors import ModelError
 from striate.explain.result import Attribution
 
@@ -82,7 +83,16 @@ class Subject:
     @property
     def untrained(self) -> bool:
         """Whether the network is known, or looks, to have learned nothing."""
-        return self.model.weights == "random" or self.normalised_entropy > 0.98
+        return self.model.weights == "random" or (self.normalised_entropy > 0.98 and not self._right_beyond_chance)
+
+    @property
+    def _right_beyond_chance(self) -> bool:
+        """Whether it is right more often than the commonest class alone would be: unsure, but it has learned."""
+        labels = self.images.labels
+        if labels is None:
+            return False
+        chance = max(1 / self.logits.shape[1], float(labels.bincount().max()) / len(labels))
+        return wilson(int((self.predictions == labels).sum()), len(labels)).low > chance
 
     @property
     def normalised_entropy(self) -> float:

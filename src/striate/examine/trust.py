@@ -87,12 +87,7 @@ def probe(subject: Subject) -> Finding:
         charts=[_chart(curves, control, 0, "Insertion"), _chart(curves, control, 1, "Deletion")],
         tables=[table, *[item for _, item in sanity if item is not None]],
         checks=checks,
-        advice=[
-            Advice(
-                text=f"Prefer {_best(rows)}: it has the best insertion of these methods on these images.",
-                command=f"striate explain MODEL IMAGES --method {_best(rows)}",
-            )
-        ],
+        advice=[_advice([row for row in rows if row[0] in better])],
         papers=["explainable-robust", "xgrad-cam"],
         limits=["Whether people read the maps rightly.", f"Only {len(subject.shown)} images."],
     )
@@ -194,9 +189,14 @@ def _worst(checks: list[CheckRecord]) -> CheckRecord:
     return max(checks, key=lambda check: check.value or 0.0)
 
 
-def _best(rows: list[list[str | float | int | None]]) -> str:
-    methods = [row for row in rows if "control" not in str(row[0])]
-    return str(max(methods, key=lambda row: float(row[1] or 0))[0])
+def _advice(better: list[list[str | float | int | None]]) -> Advice:
+    if not better:
+        return Advice(text="Prefer none of these methods on this evidence; give more images, or look at other layers.")
+    best = max(better, key=lambda row: float(row[1] or 0))[0]
+    return Advice(
+        text=f"Prefer {best}: of the methods that beat a random map it has the best insertion on these images.",
+        command=f"striate explain MODEL IMAGES --method {best}",
+    )
 
 
 def _span(interval: Interval) -> str:

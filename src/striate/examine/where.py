@@ -48,6 +48,8 @@ def explain_shown(subject: Subject) -> tuple[dict[str, Attribution], dict[str, s
             subject.explained[name] = get_method(name)(subject.model, **options).attribute(inputs, target)
         except StriateError as error:
             refused[name] = str(error)
+        except Exception as error:  # a person's network may fail under one method and bear the others
+            refused[name] = f"{type(error).__name__}: {error}"
     return subject.explained, refused
 
 
@@ -64,10 +66,12 @@ def probe(subject: Subject) -> Finding:
         raise StriateError("no method could explain this network: " + "; ".join(refused.values()))
     maps = {name: result.normalized for name, result in explained.items()}
     pairs = {(a, b): np.array(agreement(maps[a], maps[b])) for a, b in combinations(maps, 2)}
-    same = [pair for pair, values in pairs.items() if np.nanmin(values, initial=1.0) > 0.9999]
+    same = [pair for pair, values in pairs.items() if np.isfinite(values).any() and np.nanmin(values) > 0.9999]
     twins = {b for _, b in same}  # the same map under another name must not count twice
     pairs = {pair: v for pair, v in pairs.items() if not twins & set(pair) and np.isfinite(v).any()}
-    figures, level, headline = _judge(subject, pairs)
+    figures, level, headline = _judge(
+        subject, pairs, [name for name in maps if name not in twins and _speaks(maps[name])]
+    )
     if subject.untrained:
         level = "info"
     failed = [name for name, result in explained.items() if result.check.passed is False]
@@ -102,7 +106,7 @@ def probe(subject: Subject) -> Finding:
                 text=f"Look at single images, other classes or another layer than {' or '.join(sorted(layers))}."
                 if layers
                 else "Look at single images or other classes.",
-                command="striate explain MODEL IMAGE --method xgrad-cam --target 282",
+                command=f"striate explain MODEL IMAGE --method {next(iter(explained))} --target {_second(subject)}",
             )
         ],
         papers=["xgrad-cam", "explainable-robust"],
@@ -110,13 +114,21 @@ def probe(subject: Subject) -> Finding:
     )
 
 
-def _judge(subject: Subject, pairs: dict[tuple[str, str], np.ndarray]) -> tuple[list[Figure], Level, str]:
+def _speaks(maps: Tensor) -> bool:
+    """Whether any of the maps (N, H, W) is not flat."""
+    return bool((maps.flatten(1).amax(dim=1) > maps.flatten(1).amin(dim=1)).any())
+
+
+def _judge(
+    subject: Subject, pairs: dict[tuple[str, str], np.ndarray], speaking: list[str]
+) -> tuple[list[Figure], Level, str]:
     if not pairs:
-        return (
-            [],
-            "attention",
-            "There are no two different maps to compare: no part of the image seems to matter to it.",
+        why = (
+            f"only {speaking[0]} gave one that is not flat, and there is no other to hold it against."
+            if speaking
+            else "no part of the image seems to matter to it."
         )
+        return [], "attention", f"There are no two different maps to compare: {why}"
     # Pairs of methods are not independent draws; images are. So average over pairs first, then over images.
     per_image = np.nanmean(np.stack(list(pairs.values())), axis=0)
     interval = bootstrap_mean(per_image[np.isfinite(per_image)].tolist(), seed=subject.seed)
@@ -144,6 +156,11 @@ def _judge(subject: Subject, pairs: dict[tuple[str, str], np.ndarray]) -> tuple[
         "Whether any of them is right is the next question."
     )
     return [figure], level, headline
+
+
+def _second(subject: Subject) -> int:
+    """Return the second answer to the first image: the class that is worth asking for next."""
+    return int(subject.logits[0].topk(2).indices[1])
 
 
 def _check(name: str, result: Attribution) -> CheckRecord:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.engine.check import Check
+from striate.engine.model import no_torchscript
 from striate.engine.state import device_of, inspected, seeded
 from striate.errors import InputError, ModelError
 from striate.explain.base import Explainer, Target, resolve_target
@@ -92,7 +93,7 @@ def randomization_check(
         options: of the method, e.g. ``layer="layer4"``; name layers by path, for the copy has its own.
 
     Raises:
-        ModelError: the network cannot be copied or has no weights.
+        ModelError: the network cannot be copied or has no weights, or is TorchScript.
         InputError: stages < 1 or bound outside [0, 1].
     """
     if stages < 1:
@@ -139,6 +140,7 @@ def _classes_and_layers(
     model: nn.Module, network: nn.Module, inputs: Tensor, target: Target
 ) -> tuple[Any, list[tuple[str, nn.Module]]]:
     """Return the classes that ``model`` gives, and the weighted layers of ``network`` from the logits down."""
+    no_torchscript(network, "randomization_check")
     started: list[nn.Module] = []
     weighted = {
         module: name

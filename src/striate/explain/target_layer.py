@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from striate.engine.model import get_layer, layer_name
+from striate.engine.model import get_layer, layer_name, no_torchscript
 from striate.engine.state import device_of, inspected
 from striate.errors import LayerError, StriateError
 
@@ -104,15 +104,21 @@ def find_target_layer(model: nn.Module, inputs: Tensor, layer: str | nn.Module |
         LayerError: no such layer (near names are given); it was not called; its output has no grid, as that of a
             fully connected layer; no gradient reaches its grid. The layer that would have been found is named.
     """
+    no_torchscript(model, "A CAM")
     module = None if layer is None else get_layer(model, layer)
     with torch.inference_mode(False), torch.enable_grad(), inspected(model, warn=False):
         # Detached at the door, so that a graph is built through the whole network from a leaf of our own.
         image = inputs[:1].detach().to(device_of(model, inputs.device), copy=True).requires_grad_()
         answers, logits = _answers(model, image)
-        if not isinstance(logits, Tensor) or not logits.requires_grad:
+        if not isinstance(logits, Tensor):
             raise LayerError(
-                "No gradient reaches the model's output from its input: it does not return a tensor that depends on "
-                "the image differentiably (an argmax, a detach, or torch.no_grad inside forward?)."
+                f"The model returns a {type(logits).__name__}; a CAM needs the scores. Wrap it so that forward() "
+                "returns the logits alone."
+            )
+        if not logits.requires_grad:
+            raise LayerError(
+                "No gradient reaches the model's output from its input: what it returns does not depend on the image "
+                "differentiably (an argmax, a detach, or torch.no_grad inside forward?)."
             )
         # Distinct weights: the plain sum of a softmax is constant and has no gradient.
         weights = torch.cos(torch.arange(logits.numel(), device=logits.device, dtype=logits.dtype))

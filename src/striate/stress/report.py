@@ -130,7 +130,7 @@ def attack_report(
         models: name -> classifier on pixels in [0, 1]; each leaves as it came.
         loader: see :data:`striate.stress.batches.Batches`; with labels errors are against them, without against
             each model's clean predictions.
-        epsilons: of FGSM, PGD and random signs, in pixels.
+        epsilons: of FGSM, PGD and random signs, in pixels; none leaves these three out.
         patches: trained patches; each is laid on every model, so a patch trained on one shows its transfer to others.
         pgd_steps: of PGD, without random start; 0 leaves PGD out.
         placements: of each patch on each image.
@@ -146,12 +146,13 @@ def attack_report(
     checks: dict[str, list[Check]] = {}
     for name, model in models.items():
         signs = torch.Generator().manual_seed(seed)
-        curve = fgsm_curve(model, images, labels, epsilons=epsilons, batch_size=batch_size, generator=signs)
+        grid = tuple(epsilons) or (0.0,)
+        curve = fgsm_curve(model, images, labels, epsilons=grid, batch_size=batch_size, generator=signs)
         rows.append(AttackRow(name, "clean", None, "", "error", curve.error("clean", 1)[0], curve.error("clean", 5)[0]))
-        for attack, kind in (("fgsm", "fgsm"), ("random sign", "random")):
+        for attack, kind in (("fgsm", "fgsm"), ("random sign", "random")) if epsilons else ():
             figures = zip(curve.epsilons, curve.error(kind, 1), curve.error(kind, 5), strict=True)  # type: ignore[arg-type]
             rows += [AttackRow(name, attack, eps, "", "error", top1, top5) for eps, top1, top5 in figures]
-        if pgd_steps:
+        if pgd_steps and epsilons:
             for eps in curve.epsilons:
                 top1, top5 = _pgd_error(model, images, curve.labels, eps, pgd_steps, batch_size)
                 rows.append(AttackRow(name, "pgd", eps, "", "error", top1, top5))

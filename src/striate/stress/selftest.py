@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.check import Check
-from striate.engine.model import VisionModel
+from striate.engine.model import VisionModel, are_probabilities
 from striate.engine.state import inspected
 from striate.errors import InputError
 from striate.stress.curve import FGSMCurve, fgsm_curve
@@ -54,8 +54,8 @@ def attack_selftests(
         batch_size: images at once.
 
     Returns:
-        Checks named ``eval mode``, ``preprocessing``, ``normalisation``, ``eps 0``, ``gradient``, ``monotone``,
-        ``PGD >= FGSM`` and ``large eps``, in this order.
+        Checks named ``eval mode``, ``preprocessing``, ``normalisation``, ``logits``, ``eps 0``, ``gradient``,
+        ``monotone``, ``PGD >= FGSM`` and ``large eps``, in this order.
     """
     if steps < 1 or pgd_images < 1:
         raise InputError("steps, pgd_images", "attack_selftests", allowed=">= 1", got=(steps, pgd_images))
@@ -68,6 +68,7 @@ def attack_selftests(
             mode,
             _preprocessing(model),
             normalisation_check(model, images),
+            _logits(model, few),
             _zero_eps(model, few, y),
             _gradient(curve),
             _monotone(curve),
@@ -97,6 +98,19 @@ def _preprocessing(model: nn.Module) -> Check:
         "eps and clipping are in pixels."
     )
     return Check("preprocessing", True, statement)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Check:
+    """A softmax inside the model is a second one for the attack's loss, whose gradient then dies where it is sure."""
+    with torch.no_grad():
+        raw = not are_probabilities(model(images))
+    statement = (
+        "The model returns logits: its scores are no probabilities."
+        if raw
+        else "The model returns probabilities (its scores add up to 1), so that the loss takes a second softmax and "
+        "hides gradients; hand the model over without its last softmax."
+    )
+    return Check("logits", raw, statement)
 
 
 def _zero_eps(model: nn.Module, images: Tensor, y: Tensor) -> Check:
