@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import typer
@@ -10,6 +11,8 @@ from typer.core import TyperGroup
 from striate.errors import StriateError
 
 __all__ = ["DefaultGroup", "ErrorGroup"]
+
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
 
 
 class ErrorGroup(TyperGroup):
@@ -28,8 +31,8 @@ class ErrorGroup(TyperGroup):
             if ctx.params.get("traceback") or isinstance(error, BrokenPipeError):
                 raise
             where = "" if error.filename is None else f"{error.filename}: "
-            advice = "Name a place that can be written to, or make room there."
-            typer.echo(f"striate: {where}{error.strerror or type(error).__name__}. {advice}", err=True)
+            advice = " Name a place that can be written to, or make room there." if error.errno in _UNWRITABLE else ""
+            typer.echo(f"striate: {where}{error.strerror or type(error).__name__}.{advice}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             message = "Stopped. Every file that was finished is kept, and none is half written."
