@@ -7,7 +7,8 @@ from torch import Tensor
 
 from striate.engine.stats import wilson_mean
 from striate.examine.draw import map_picture, photo, share
-from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Level, Photo, Series, Table
+from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Photo, Series, Table
+from striate.examine.levels import judge_share
 from striate.examine.subject import Subject
 from striate.examine.tiling import cell_side
 from striate.stress.corruptions import corrupt
@@ -54,15 +55,9 @@ def _finding(
 ) -> Finding:
     by_count = [wilson_mean(changed[:, j].mean(dim=0).tolist()) for j in range(len(counts))]
     least, most = by_count[0], by_count[-1]
-    level: Level = (
-        "info"
-        if subject.untrained
-        else "problem"
-        if least.value > 0.3
-        else "attention"
-        if least.value > 0.1
-        else "good"
-    )
+    level, few = judge_share(least, attention=0.1, problem=0.3)
+    if subject.untrained:
+        level, few = "info", []
     headline = (
         f"Damage to {100 * counts[0] / total:.0f} % of the image changes {100 * least.value:.0f} % of the answers; "
         f"damage to all of it, {100 * most.value:.0f} %."
@@ -114,6 +109,7 @@ def _finding(
             f"Worst over the whole image: {worst}. The damage is that of the common-corruptions benchmark at its "
             "highest severity, cut into cells, drawn at random for each image and the same for every kind.",
             "An answer counts as changed against the clean prediction, right or wrong.",
+            *few,
         ],
         figures=[
             share(

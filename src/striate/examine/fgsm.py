@@ -7,7 +7,8 @@ from torch import Tensor
 
 from striate.engine.stats import Interval, wilson
 from striate.examine.draw import line, percent, photo, share
-from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Level, Photo, Table
+from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Photo, Table
+from striate.examine.levels import judge_share
 from striate.examine.subject import BATCH, Subject
 from striate.stress.curve import FGSMCurve, fgsm_curve
 from striate.stress.fgsm import fgsm
@@ -57,12 +58,10 @@ def _finding(
     after, noise = kept["fgsm"][at], kept["random"][at]
     what = "right answers" if curve.labelled else "answers"
     failed = [check.name for check in checks if check.passed is False]
-    level: Level = (
-        "problem" if after.value < 0.5 * clean.value else "attention" if after.value < 0.9 * clean.value else "good"
-    )
+    level, few = judge_share(_lost(after, clean), attention=0.1, problem=0.5)
     if subject.untrained:
-        level = "info"
-    elif failed and level == "good":
+        level, few = "info", []
+    elif failed and level in {"good", "info"}:
         level = "attention"  # an attack that fails its own tests says nothing about the network
     headline = (
         f"One gradient step of 1/255 in each pixel, which nobody sees, leaves {100 * after.value:.0f} % of the {what}; "
@@ -72,6 +71,7 @@ def _finding(
         "eps is in steps of an 8-bit pixel: the normalisation stands inside the network that is attacked. Where "
         "the two curves part, it is the gradient that breaks the network, not the size of the change.",
     ]
+    reading += few
     if failed:
         reading.append(
             f"The attack failed its own test “{'”, “'.join(failed)}”, so surviving answers here may be the attack's "
@@ -158,6 +158,13 @@ def _gallery(subject: Subject, curve: FGSMCurve, grid: tuple[float, ...]) -> lis
     if not photos:
         return []
     return [Gallery(title="What it takes", photos=photos, note="At the smallest eps tried that changes the answer.")]
+
+
+def _lost(after: Interval, clean: Interval) -> Interval:
+    """Return which share of what held before is lost."""
+    before = max(clean.value, 1e-12)
+    low, high = (min(1.0, max(0.0, 1 - left / before)) for left in (after.high, after.low))
+    return Interval(min(1.0, max(0.0, 1 - after.value / before)), low, high, after.n, after.level)
 
 
 def _complement(error: Interval) -> Interval:

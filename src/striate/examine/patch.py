@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from striate.engine.stats import Interval, wilson
 from striate.examine.draw import line, percent, photo, share
-from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Level, Photo, Table
+from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Photo, Table
+from striate.examine.levels import judge_share
 from striate.examine.subject import BATCH, Subject
 from striate.examine.tiling import cell_side
 from striate.stress.grid import PatchGrid
@@ -52,10 +53,9 @@ def _finding(subject: Subject, found: list[tuple[int, PatchResult, PatchResult]]
     fooled = [wilson(int(attacked.success.sum()), n) for _, attacked, _ in found]
     control = [wilson(int(random.success.sum()), n) for _, _, random in found]
     side, gap = found[-1][0], fooled[-1].value - control[-1].value
-    worst = max(item.value for item in fooled)
-    level: Level = "problem" if worst >= 0.5 else "attention" if worst > 0.1 else "good"
+    level, few = judge_share(max(fooled, key=lambda item: item.value), attention=0.1, problem=0.5)
     if subject.untrained:
-        level = "info"
+        level, few = "info", []
     headline = (
         f"A sticker of {side} px ({100 * side * side / area:.1f} % of the image), made for the image, changes the "
         f"answer on {100 * fooled[-1].value:.0f} % of {n} images; random pixels there, {100 * control[-1].value:.0f} %."
@@ -87,6 +87,7 @@ def _finding(subject: Subject, found: list[tuple[int, PatchResult, PatchResult]]
         reading=[
             f"Any pixels are allowed inside the square and none is touched outside. Up to {steps} gradient steps per "
             "image; more make it stronger, so these shares are a lower bound.",
+            *few,
         ],
         figures=[
             share(f"Changed by a {side} px sticker", fooled[-1]),
