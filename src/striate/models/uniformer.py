@@ -31,7 +31,7 @@ from striate.layers.mhra import (
     conv,
 )
 from striate.layers.recompute import recomputed
-from striate.models.head import PooledClassifier
+from striate.models.head import PooledClassifier, check_least
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -173,6 +173,7 @@ class UniFormer(PooledClassifier):
         ndim: 2 for images (N, C, H, W), 3 for video (N, C, T, H, W), whose stem keeps (T + 1) // 2 frames.
         in_chans: channels of the image.
         num_classes: outputs; 0 for none.
+        global_pool: ``"avg"``; ``""``, with 0 classes, for the last map.
         drop_rate: dropout before the head.
         drop_path_rate: of the last block, rising linearly from 0 at the first.
     """
@@ -194,6 +195,7 @@ class UniFormer(PooledClassifier):
         ndim: NDim = 2,
         in_chans: int = 3,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -207,8 +209,9 @@ class UniFormer(PooledClassifier):
         wrong = [dim for dim, letter in zip(dims, placement, strict=True) if letter == "G" and dim % head_dim]
         if wrong:
             raise InputError("dims", "UniFormer", allowed=f"multiples of head_dim ({head_dim}) in G stages", got=wrong)
-        self.num_classes, self.num_features = num_classes, dims[-1]
-        self.stages = len(depths)
+        self._set_head(num_classes, global_pool)
+        self.num_features = dims[-1]
+        self.stages, self.least = len(depths), 1 if conv_stem else 4 * 2 ** (len(depths) - 1)
         self.feature_info: list[dict[str, Any]] = []
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         channels = in_chans
@@ -238,7 +241,12 @@ class UniFormer(PooledClassifier):
                 nn.init.ones_(module.t_attn.proj.weight)  # with zeros on both sides neither would ever move
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's map (N, C, [T / 2,] H / 32, W / 32), normalised."""
+        """Return the last stage's map (N, C, [T / 2,] H / 32, W / 32), normalised.
+
+        Raises:
+            InputError: the image is smaller than a patch of the last stage, 32 x 32 as published.
+        """
+        check_least(x, self.least, type(self).__name__)
         for i in range(self.stages):
             x = self.get_submodule(f"patch_embed{i + 1}")(x)
             for block in self.get_submodule(f"blocks{i + 1}").children():
@@ -248,8 +256,13 @@ class UniFormer(PooledClassifier):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
-        x = self.drop(x.flatten(2).mean(dim=2))
+        x = self.drop(self.pooled(x))
         return x if pre_logits else self.head(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns for a learning rate by depth; with ``coarse`` a stage is one depth, else a block is."""
+        fine = [(r"^patch_embed(\d)", (0,)), (r"^blocks(\d)\.(\d+)", None)]
+        return {"stem": r"^patch_embed1", "blocks": r"^(?:patch_embed|blocks)(\d)" if coarse else fine}
 
 
 def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, time: bool, ndim: NDim) -> PatchEmbed:
