@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,18 @@ def test_models_lists_what_is_embedded() -> None:
     assert "lite0" in done.output
     assert "resnet18" in run("models", "resnet18").output
     assert run("models", "no-such-word").exit_code == 2
+    assert "vit_tiny_patch16_224" in run("models", "ViT", "tiny").output
+    refused = run("models", "resnet18", "--latency")
+    assert refused.exit_code == 2
+    assert "leave out the words" in refused.output
+
+
+def test_a_word_finds_our_networks_in_a_fresh_process() -> None:
+    """Here other tests have registered them already."""
+    command = [sys.executable, "-m", "striate", "models", "vmamba"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "vanilla_vmamba_tiny" in done.stdout.split()
 
 
 @pytest.mark.parametrize(
@@ -125,4 +139,3 @@ def test_models_lists_those_of_published_papers() -> None:
     )
     assert all(name in shown for name in families)
     assert "50.1 M" in shown
-    assert "vmamba_tiny" in run("models", "vmamba").output

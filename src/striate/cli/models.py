@@ -14,7 +14,7 @@ __all__ = ["models"]
 
 def models(
     words: Annotated[
-        list[str] | None, typer.Argument(help="List timm's networks with these words in their name.")
+        list[str] | None, typer.Argument(help="List timm's networks, and ours, with these words in their name.")
     ] = None,
     latency: Annotated[
         bool, typer.Option("--latency", help="Time each published network on this machine: one image, median of 5.")
@@ -31,10 +31,15 @@ def models(
     from striate.engine.packages import PACKAGES, find
 
     console = Console(highlight=False)
+    if words and latency:
+        typer.echo("--latency times the networks of published papers, all of them; leave out the words.", err=True)
+        raise typer.Exit(2)
     if words:
         import timm
 
-        found = [name for name in timm.list_models() if all(word in name for word in words)]
+        import striate.models.zoo  # noqa: F401 (registers those of published papers)
+
+        found = [name for name in timm.list_models() if all(word.lower() in name for word in words)]
         for name in found:
             typer.echo(name)
         if not found:
@@ -69,7 +74,7 @@ def _published(console: Console, latency: bool) -> None:
     table.add_column("name", no_wrap=True)
     for head in ("params", "MACs", "input", "top-1", *(["here"] if latency else [])):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("weights' licence")
+    table.add_column("weights' licence", overflow="fold")
     paper = None
     for name, variant in variants().items():
         if paper not in {None, variant.paper}:
