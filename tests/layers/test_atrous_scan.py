@@ -69,6 +69,8 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
             atrous_scan(x, step=step)
     with pytest.raises(InputError, match="four or all"):
         atrous_scan(x, phases="some")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"\(B, C, H, W\)"):
+        atrous_scan(x[0])
     with pytest.raises(InputError, match="ys"):
         atrous_merge(atrous_scan(x), 8, 6)
     with pytest.raises(InputError, match="step"):

@@ -36,5 +36,7 @@ def test_merge_is_the_adjoint_and_scan_then_merge_is_four_times(h: int, w: int, 
 def test_refusals() -> None:
     with pytest.raises(InputError, match="cross2d, bidi or unidi"):
         cross_scan(torch.zeros(1, 1, 2, 2), "spiral")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"\(B, C, H, W\)"):
+        cross_scan(torch.zeros(3, 4, 4))
     with pytest.raises(InputError, match="3 x 4"):
         cross_merge(torch.zeros(1, 4, 2, 11), 3, 4)

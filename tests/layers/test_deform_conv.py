@@ -230,6 +230,9 @@ def test_the_operator_keeps_the_rules_of_operators() -> None:
         ({1: torch.zeros(1, 18, 7, 9)}, "offset"),
         ({2: torch.zeros(4, 5, 3, 3)}, "weight"),
         ({4: torch.zeros(2, 18, 7, 9)}, "mask"),
+        ({0: torch.zeros(2, 6, 7, 9, dtype=torch.long)}, "x"),
+        ({1: torch.zeros(2, 18, 7, 9, device="meta")}, "offset"),
+        ({3: torch.zeros(1)}, "bias"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, name) -> None:

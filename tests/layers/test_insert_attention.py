@@ -113,8 +113,17 @@ def test_gates_of_das_also_where_they_are_returned() -> None:
     assert torch.allclose(gate_maps(model, x)["das"], model.das.gate(x).mean(1), atol=1e-6)
 
 
+def test_a_stem_that_turns_pixels_into_channels() -> None:
+    """The first convolution of TResNet sees 4 x 4 pixels as 48 channels."""
+    with torch.device("meta"):
+        gated = insert_das(timm.create_model("tresnet_m"), image_size=64)
+    assert gated.attention_after == ("body.layer1", "body.layer2", "body.layer3", "body.layer4")
+
+
 def test_what_cannot_be_done_is_said() -> None:
     model = ResNetMicro()
+    with torch.device("meta"), pytest.raises(LayerError, match=r"image of 20 x 20.*image_size"):
+        insert_das(timm.create_model("vgg11", num_classes=5), image_size=20)
     with pytest.raises(LayerError, match="attention already"):
         insert_das(insert_das(model))
     with pytest.raises(LayerError, match=r"attention needs \(N, C, H, W\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
@@ -140,6 +141,15 @@ def test_results_larger_than_a_cache(backend: str) -> None:
 def test_no_channels_give_no_channels():
     none, B = torch.zeros(1, 0, 4), torch.zeros(1, 2, 4)
     assert selective_scan(none, none, torch.zeros(0, 2), B, B, backend="reference").shape == (1, 0, 4)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_no_images_give_gradients_of_zero(backend: str) -> None:
+    p = {key: value.requires_grad_() for key, value in problem(batch=0).items()}
+    y, last = selective_scan(**p, delta_softplus=True, return_last_state=True, backend=backend)
+    assert (y.shape, last.shape) == ((0, 6, 37), (0, 6, 3))
+    y.sum().backward()
+    assert all(value.grad is not None and (value.grad == 0).all() for value in p.values())
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -287,6 +297,15 @@ def test_compile_and_export() -> None:
     torch.testing.assert_close(exported.module()(*p), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:FutureWarning")
+def test_a_traced_graph_that_learns_can_be_saved() -> None:
+    p = [value.requires_grad_() for key, value in problem().items() if key in {"u", "delta", "A", "B", "C"}]
+    traced, file = torch.jit.trace(Scan(), tuple(p)), io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(*p), Scan()(*p))
+
+
 def test_multiplications_are_counted_as_published() -> None:
     class OneImage(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -307,6 +326,10 @@ def test_multiplications_are_counted_as_published() -> None:
         ({"B": torch.zeros(2, 2, 3, 36)}, "37"),
         ({"u": torch.zeros(2, 6, 37, dtype=torch.long)}, "floating point"),
         ({"D": torch.zeros(5)}, r"\(6,\)"),
+        ({"B": torch.zeros(2, 0, 3, 37), "C": torch.zeros(2, 0, 3, 37)}, "G dividing 6"),
+        ({"A": -torch.ones(6, 3) + 1j}, "'A' .* real"),
+        ({"A": torch.empty(6, 3, device="meta")}, "'A' .* on cpu"),
+        ({"backend": "chunked", "chunk_size": -1}, "chunk_size"),
         ({"backend": "magic"}, "chunked"),
         ({"backend": "mamba-ssm"}, "mamba-ssm cannot be imported"),
     ],
@@ -318,6 +341,24 @@ def test_refusals(change: dict[str, object], words: str) -> None:
         selective_scan(**{key: value[..., :0] if value.dim() > 2 else value for key, value in problem().items()})
     with pytest.raises(InputError, match="state"):
         selective_state_update(torch.zeros(2, 6, 2), *(torch.zeros(2, 6) for _ in range(2)), *([torch.zeros(6, 3)] * 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"x": torch.zeros(2, 6, dtype=torch.long)}, "x"),
+        ({"dt": torch.zeros(2, 5)}, "dt"),
+        ({"z": torch.zeros(2, 1)}, "z"),
+        ({"D": torch.zeros(5)}, "D"),
+        ({"B": torch.zeros(2, 4, 3)}, "B"),
+        ({"C": torch.zeros(2, 5)}, "C"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused(change: dict[str, Tensor], name: str) -> None:
+    p = {key: value[..., 0] if value.dim() > 2 else value for key, value in problem().items()}
+    step = {"x": p["u"], "dt": p["delta"], "A": p["A"], "B": p["B"], "C": p["C"], "D": p["D"], "z": p["z"]}
+    with pytest.raises(InputError, match=f"'{name}' of selective_state_update"):
+        selective_state_update(torch.zeros(2, 6, 3), **{**step, **change})
 
 
 def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

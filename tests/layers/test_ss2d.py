@@ -140,3 +140,5 @@ def test_refusals() -> None:
         SS2D(8, scan="spiral")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="odd"):
         SS2D(8, d_conv=2)
+    with pytest.raises(InputError, match="'ssm_init' of SS2D"):
+        SS2D(8, ssm_init="v3")  # type: ignore[arg-type]

@@ -40,6 +40,8 @@ def atrous_scan(x: Tensor, step: int = 2, phases: Phases = "four", reverse: bool
     [[0, 2, 4, 12, 14, 16], [6, 18, 8, 20, 10, 22]]
     """
     _check(step, phases, "atrous_scan")
+    if x.dim() != 4:
+        raise InputError("x", "atrous_scan", allowed="(B, C, H, W)", got=tuple(x.shape))
     height, width = x.shape[-2:]
     x = F.pad(x, (0, -width % step, 0, -height % step))
     tiles = x.unflatten(3, (-1, step)).unflatten(2, (-1, step))  # (B, C, h, i, w, j)
@@ -63,7 +65,7 @@ def atrous_merge(
     """
     _check(step, phases, "atrous_merge")
     h, w = -(-height // step), -(-width // step)
-    if ys.shape[1] != step * step or ys.shape[3] != h * w:
+    if ys.dim() != 4 or ys.shape[1] != step * step or ys.shape[3] != h * w:
         allowed = f"(B, {step * step}, C, {h * w}) for a map of {height} x {width}"
         raise InputError("ys", "atrous_merge", allowed=allowed, got=tuple(ys.shape))
     routes = _turned(list(ys.unbind(1)), reverse)

@@ -33,6 +33,8 @@ def cross_scan(x: Tensor, mode: ScanMode = "cross2d") -> Tensor:
     [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]
     """
     _check(mode, "cross_scan")
+    if x.dim() != 4:
+        raise InputError("x", "cross_scan", allowed="(B, C, H, W)", got=tuple(x.shape))
     rows = x.flatten(2)
     if mode == "unidi":
         return torch.stack([rows] * 4, dim=1)

@@ -58,10 +58,10 @@ def deform_conv2d(
         (N, C', H', W') in the dtype of ``x``; on the CPU channels-last in memory.
 
     Raises:
-        InputError: sizes that do not fit together.
+        InputError: sizes or devices that do not fit together, or integers.
     """
     steps, pads, gaps = _pair(stride), _pair(padding), _pair(dilation)
-    _check(x, offset, weight, mask, steps, pads, gaps)
+    _check(x, offset, weight, bias, mask, steps, pads, gaps)
     dtype = x.dtype
     wide = torch.promote_types(dtype, torch.float32)
     # Autocast would round the products that the offsets' positions depend on.
@@ -370,6 +370,7 @@ def _check(
     x: Tensor,
     offset: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     mask: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
@@ -378,6 +379,11 @@ def _check(
     def refuse(name: str, allowed: str, got: object) -> None:
         raise InputError(name, "deform_conv2d", allowed=allowed, got=got)
 
+    for name, tensor in {"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask}.items():
+        if tensor is not None and not tensor.is_floating_point():
+            refuse(name, "floating point", tensor.dtype)
+        if tensor is not None and tensor.device != x.device:  # the kernel would read another device's addresses
+            refuse(name, f"on {x.device}, where x is", str(tensor.device))
     if x.dim() != 4:
         refuse("x", "4-D, (N, C, H, W)", tuple(x.shape))
     if weight.dim() != 4 or x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
@@ -394,3 +400,5 @@ def _check(
         refuse("offset", allowed, tuple(offset.shape))
     if mask is not None and tuple(mask.shape) != (x.shape[0], groups * points, *size):
         refuse("mask", f"({x.shape[0]}, {groups * points}, {size[0]}, {size[1]})", tuple(mask.shape))
+    if bias is not None and bias.shape != weight.shape[:1]:
+        refuse("bias", f"({weight.shape[0]},)", tuple(bias.shape))

@@ -1,7 +1,7 @@
 """Put an attention module after the stages of a CNN that exists already, and look at the gates.
 
-Works on torchvision's ResNets and MobileNetV2, on every CNN of timm with ``feature_info``, and on any other network if
-told after which modules.
+Works on torchvision's ResNets and MobileNets, on the CNNs of timm whose ``feature_info`` names modules that return one
+map (not HRNet, SelecSLS), and on any other network if told after which modules.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def insert_attention(
         image_size: side of the square images with which channel counts are found out, on shapes alone.
 
     Raises:
-        LayerError: no such module, or its output is not one tensor (N, C, H, W), or there is attention already.
+        LayerError: no such module, or its output is not one tensor (N, C, H, W), or there is attention already, or the
+            network does not take images of that size.
     """
     names = attention_stages(model) if after is None else tuple(after)
     if not names:
@@ -215,7 +216,6 @@ def _stride(block: nn.Module) -> int:
 def _channels(model: nn.Module, names: Sequence[str], image_size: int) -> dict[str, int]:
     """Return the channels of each module's output, from a forward pass on shapes alone."""
     ghost = copy.deepcopy(model).to("meta").eval()
-    colours = next((m.in_channels for m in ghost.modules() if isinstance(m, nn.Conv2d)), 3)
     shapes: dict[str, Any] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -223,8 +223,19 @@ def _channels(model: nn.Module, names: Sequence[str], image_size: int) -> dict[s
 
     for name in names:
         get_layer(ghost, name).register_forward_hook(functools.partial(keep, name))
-    with torch.no_grad():
-        ghost(torch.empty(1, colours, image_size, image_size, device="meta"))
+    refusal: Exception | None = None
+    for colours in _colours(model):
+        try:
+            with torch.no_grad():
+                ghost(torch.empty(1, colours, image_size, image_size, device="meta"))
+            break
+        except Exception as error:  # whatever a network says to an image that it does not take
+            refusal = refusal or error
+    else:
+        raise LayerError(
+            f"{type(model).__name__} does not run on an image of {image_size} x {image_size}: "
+            f"{type(refusal).__name__}: {str(refusal).partition(chr(10))[0]}. Give a size that it takes: image_size=…"
+        ) from refusal
     info = getattr(model, "feature_info", None) or ()
     known = {entry["module"]: entry["num_chs"] for entry in info if entry.get("module")}
     for name in names:
@@ -233,3 +244,11 @@ def _channels(model: nn.Module, names: Sequence[str], image_size: int) -> dict[s
         if not isinstance(shape, tuple) or len(shape) != 4 or shape[1] != known.get(name, shape[1]):
             raise LayerError(f"'{name}' of {type(model).__name__} returns {shape}; attention needs (N, C, H, W).")
     return {name: shapes[name][1] for name in names}
+
+
+def _colours(model: nn.Module) -> tuple[int, ...]:
+    """Return how many channels an image may have: those of the first convolution, unless what is before it turns
+    pixels into channels; then as the network's record says."""
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    record = getattr(model, "pretrained_cfg", None) or {}
+    return tuple(dict.fromkeys((first, (record.get("input_size") or (3,))[0], 3)))

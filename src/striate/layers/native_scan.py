@@ -77,7 +77,7 @@ def backward(
     groups, states = B.shape[1], A.shape[1]
     threads = _threads(u, states)
     # Each split of a group's channels sums its own gradient of B and C, so that no two threads write to one place.
-    splits = max(1, min(dim // groups, -(-threads // (batch * groups))))
+    splits = max(1, min(dim // groups, -(-threads // max(1, batch * groups))))
     du, ddelta = (torch.empty(batch, dim, length, dtype=u.dtype) for _ in range(2))
     dA, dD, dbias = (torch.empty(dim, *rest, dtype=u.dtype) for rest in ((states,), (), ()))
     dB, dC = (torch.empty(splits, batch, groups, states, length, dtype=u.dtype) for _ in range(2))

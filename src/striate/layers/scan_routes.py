@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from striate.errors import InputError
 from striate.layers.selective_scan import selective_scan
 
 __all__ = ["SSMInit", "ScanRoutes"]
@@ -33,6 +34,8 @@ class ScanRoutes(nn.Module):
         self, d_inner: int, n_routes: int, d_state: int = 1, dt_rank: int = 1, ssm_init: SSMInit = "v0"
     ) -> None:
         super().__init__()
+        if ssm_init not in {"v0", "v1", "v2"}:
+            raise InputError("ssm_init", type(self).__name__, allowed="v0, v1 or v2", got=ssm_init)
         self.d_inner, self.n_routes, self.d_state, self.dt_rank = d_inner, n_routes, d_state, dt_rank
         bound = d_inner**-0.5
         projection = torch.empty(n_routes, dt_rank + 2 * d_state, d_inner).uniform_(-bound, bound)

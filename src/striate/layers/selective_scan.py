@@ -71,13 +71,16 @@ def selective_scan(
         wider.
 
     Raises:
-        InputError: shapes that do not fit, an empty sequence, integers, an unknown or impossible backend.
+        InputError: shapes or devices that do not fit, an empty sequence, integers or complex numbers, an unknown or
+            impossible backend.
 
     >>> one = torch.ones(1, 1, 3)
     >>> selective_scan(one, one * 0.6931, -torch.ones(1, 1), one, one)
     tensor([[[0.6931, 1.0397, 1.2130]]])
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError("chunk_size", "selective_scan", allowed=">= 1, or None", got=chunk_size)
     chosen = best_backend(u) if backend == "auto" else backend
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
     if backend == "auto" and exporting:
@@ -97,7 +100,8 @@ def selective_scan(
     else:
         inputs = (u, delta, A, B, C, D, delta_bias)
         graph = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-        scan = _Scan.apply if graph and not torch.compiler.is_compiling() else torch.ops.striate.selective_scan
+        recording = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        scan = _Scan.apply if graph and not recording else torch.ops.striate.selective_scan
         y, last, _ = scan(*inputs, delta_softplus, chosen, chunk_size or 0)
     if z is not None:
         y = y * F.silu(z.to(wide))
@@ -131,10 +135,11 @@ def selective_state_update(
 
     Returns:
         (B, D) in the dtype of ``x``.
+
+    Raises:
+        InputError: shapes that do not fit, or integers.
     """
-    if state.shape != (*x.shape, A.shape[1]):
-        allowed = f"(B, D, N) = {(*x.shape, A.shape[1])}"
-        raise InputError("state", "selective_state_update", allowed=allowed, got=tuple(state.shape))
+    _check_step(state, x, dt, A, B, C, D, z, dt_bias)
     wide = torch.promote_types(x.dtype, torch.float32)
     step = dt.to(wide) if dt_bias is None else dt.to(wide) + dt_bias.to(wide)
     step = F.softplus(step) if dt_softplus else step
@@ -433,8 +438,12 @@ def _check(
         raise InputError("backend", owner, allowed=f"another one here: {reason}", got=backend)
     if u.dim() != 3 or u.shape[2] == 0:
         raise InputError("u", owner, allowed="(B, D, L) with L > 0", got=tuple(u.shape))
-    if not u.is_floating_point():
-        raise InputError("u", owner, allowed="floating point", got=u.dtype)
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": bias}
+    for name, tensor in given.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise InputError(name, owner, allowed="floating point, and real", got=tensor.dtype)
+        if tensor is not None and tensor.device != u.device:  # a kernel would read another device's addresses
+            raise InputError(name, owner, allowed=f"on {u.device}, where u is", got=str(tensor.device))
     batch, dim, length = u.shape
     if A.dim() != 2 or A.shape[0] != dim:
         raise InputError("A", owner, allowed=f"({dim}, N)", got=tuple(A.shape))
@@ -444,7 +453,7 @@ def _check(
     for name, tensor in (("B", B), ("C", C)):
         groups = tensor.shape[1] if tensor.dim() == 4 else 1
         fits = tensor.dim() in {3, 4} and tensor.shape[0] == batch and tensor.shape[-2:] == (A.shape[1], length)
-        if not fits or dim % groups or tensor.shape != B.shape:
+        if not fits or groups == 0 or dim % groups or tensor.shape != B.shape:
             allowed = f"({batch}, G, {A.shape[1]}, {length}) with G dividing {dim}, B and C alike"
             raise InputError(name, owner, allowed=allowed, got=tuple(tensor.shape))
     for name, tensor in (("D", D), ("delta_bias", bias)):
@@ -457,3 +466,29 @@ def _check(
             UnstableWarning,
             stacklevel=3,
         )
+
+
+def _check_step(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    owner = "selective_state_update"
+    if x.dim() != 2 or not x.is_floating_point():
+        raise InputError("x", owner, allowed="(B, D), floating point", got=(tuple(x.shape), x.dtype))
+    (batch, dim), states = x.shape, A.shape[-1]
+    wanted = {"dt": (dt, x.shape), "A": (A, (dim, states)), "state": (state, (batch, dim, states)), "z": (z, x.shape)}
+    for name, (tensor, shape) in {**wanted, "D": (D, (dim,)), "dt_bias": (bias, (dim,))}.items():
+        if tensor is not None and tensor.shape != shape:
+            raise InputError(name, owner, allowed=str(tuple(shape)), got=tuple(tensor.shape))
+    for name, tensor in (("B", B), ("C", C)):
+        groups = tensor.shape[1] if tensor.dim() == 3 else 1
+        if tensor.dim() not in {2, 3} or groups == 0 or dim % groups or tensor.shape != (batch, *B.shape[1:-1], states):
+            allowed = f"({batch}, G, {states}) with G dividing {dim}, B and C alike"
+            raise InputError(name, owner, allowed=allowed, got=tuple(tensor.shape))
