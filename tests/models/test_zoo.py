@@ -9,15 +9,19 @@ from __future__ import annotations
 import copy
 import importlib
 import io
+import re
 
 import pytest
 import timm
 import torch
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 import striate
 import striate.models.zoo
 from striate.engine.macs import count_macs
+from striate.errors import InputError
 from striate.explain.target_layer import find_target_layer
 from striate.models.variant import FAMILIES, variants
 from striate.testing import check_model
@@ -86,6 +90,81 @@ def test_other_classes_channels_and_no_head(name: str) -> None:
         assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
         model.reset_classifier(0)
         assert model(torch.zeros(2, 1, 64, 64)).shape == (2, model.num_features)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_without_head_and_pooling_it_gives_its_last_map(name: str) -> None:
+    model = timm.create_model(name, num_classes=0, global_pool="").eval()
+    with torch.no_grad():
+        last = model.forward_features(images())
+        assert torch.equal(model(images()), last)
+        assert torch.equal(model.forward_head(last, pre_logits=True), last)
+        model.reset_classifier(0, "avg")
+        torch.testing.assert_close(model(images()), last.mean(dim=(2, 3)))
+        model.reset_classifier(0, "")
+        assert torch.equal(model(images()), last)
+    with pytest.raises(InputError, match="'global_pool' of"):
+        model.reset_classifier(3)
+    with pytest.raises(InputError, match="'global_pool' of"):
+        model.reset_classifier(3, "max")
+    model.reset_classifier(3, "avg")
+    assert model(images()).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_new_head_has_the_networks_mode(name: str) -> None:
+    model = small(name)
+    model.reset_classifier(3)
+    assert not any(module.training for module in model.modules())
+    assert model(images(1)).shape == (1, 3)  # one image is not enough for a batch norm in training
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_maps_on_the_way(name: str) -> None:
+    model = small(name)
+    features = timm.create_model(name, num_classes=7, features_only=True).eval()
+    features["body"].load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        expected = features(images())
+        last, maps = model.forward_intermediates(images())
+        assert torch.equal(last, model.forward_features(images()))
+        assert len(maps) == len(expected)
+        assert all(torch.equal(first, second) for first, second in zip(maps, expected, strict=True))
+        (normalised,) = model.forward_intermediates(images(), indices=1, norm=True, intermediates_only=True)
+        assert torch.equal(normalised, last)
+        first, final = model.forward_intermediates(images(), [-1, 0], intermediates_only=True)
+        assert torch.equal(first, expected[0])
+        assert torch.equal(final, expected[-1])
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(InputError, match=r"'indices' of .* maps"):
+        model.forward_intermediates(images(), indices=[9])
+    with pytest.raises(InputError, match="NCHW"):
+        model.forward_intermediates(images(), output_fmt="NLC")
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_learning_rate_by_depth_takes_whole_blocks(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    depth = group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(depth) == {key for key, _ in model.named_parameters()}
+    stem, head = model.pretrained_cfg["first_conv"], model.pretrained_cfg["classifier"]
+    assert depth[f"{stem}.weight"] == 0
+    assert depth[f"{head}.weight"] == max(depth.values())
+    stages = [entry["module"] for entry in model.feature_info]
+    blocks = [re.match(r"(layers\.\d+\.blocks|blocks\d|stages\.\d+)\.\d+", key) for key in depth]
+    of_block = [(found[0], depth[key]) for key, found in zip(depth, blocks, strict=True) if found]
+    assert len(set(of_block)) == len({block for block, _ in of_block})  # a block lies at one depth
+    assert [at for _, at in of_block] == sorted(at for _, at in of_block)  # and the later ones deeper
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert len(stages) <= len(set(coarse.values())) <= len(stages) + 3
+    groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_no_images_give_no_logits(name: str) -> None:
+    assert small(name)(images(0)).shape == (0, 7)
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -167,6 +167,7 @@ class EfficientVMamba(PooledClassifier):
         patch_size: side of the stem's patches.
         in_chans: channels of the image.
         num_classes: outputs; 0 for none.
+        global_pool: ``"avg"``; ``""``, with 0 classes, for the last map.
         drop_rate: dropout before the head.
         drop_path_rate: of the last block, rising linearly from 0 at the first.
         **block: ``d_state``, ``ssm_ratio``, ``mlp_ratio``, ``scan``, ``conv_branch``, ``gate``, ``step``, ``phases``,
@@ -183,6 +184,7 @@ class EfficientVMamba(PooledClassifier):
         patch_size: int = 4,
         in_chans: int = 3,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         **block: Any,
@@ -193,7 +195,8 @@ class EfficientVMamba(PooledClassifier):
             raise InputError(
                 "dims", "EfficientVMamba", allowed=f"one number for each of {len(depths)} stages", got=dims
             )
-        self.num_classes, self.num_features = num_classes, dims[-1]
+        self._set_head(num_classes, global_pool)
+        self.num_features = dims[-1]
         self.patch_embed = nn.Sequential(
             OrderedDict(
                 [("0", nn.Conv2d(in_chans, dims[0], patch_size, patch_size)), ("2", LayerNorm2d(dims[0], eps=1e-5))]
@@ -226,8 +229,13 @@ class EfficientVMamba(PooledClassifier):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
-        x = self.drop(x.mean(dim=(2, 3)))
+        x = self.drop(self.pooled(x))
         return x if pre_logits else self.classifier["head"](x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns for a learning rate by depth; with ``coarse`` a stage is one depth, else a block is."""
+        fine = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:

@@ -112,6 +112,7 @@ class MobileMamba(PooledClassifier):
         scan: with the scans.
         in_chans: channels of the image.
         num_classes: outputs; 0 for none.
+        global_pool: ``"avg"``; ``""``, with 0 classes, for the last map.
         drop_rate: dropout before the head.
         drop_path_rate: of the last block, rising linearly from 0 at the first.
         distillation: with a second head for a teacher's labels. In training the network then returns the pair
@@ -136,6 +137,7 @@ class MobileMamba(PooledClassifier):
         scan: bool = True,
         in_chans: int = 3,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         distillation: bool = False,
@@ -147,7 +149,7 @@ class MobileMamba(PooledClassifier):
                 raise InputError(name, "MobileMamba", allowed="three numbers, one a stage", got=values)
         if dims[0] % 8:
             raise InputError("dims", "MobileMamba", allowed="a multiple of 8 in the first stage", got=dims)
-        self.num_classes, self.num_features, self.distillation = num_classes, dims[-1], distillation
+        self.num_features, self.distillation = dims[-1], distillation
         widths = [in_chans, dims[0] // 8, dims[0] // 4, dims[0] // 2, dims[0]]
         stem: list[nn.Module] = []
         for before, after in pairwise(widths):
@@ -171,7 +173,7 @@ class MobileMamba(PooledClassifier):
             self.add_module(f"blocks{i + 1}", nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": dim, "reduction": 16 * 2**i, "module": f"blocks{i + 1}"})
         self.drop = nn.Dropout(drop_rate)
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map (N, C, H / 64, W / 64).
@@ -189,7 +191,7 @@ class MobileMamba(PooledClassifier):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
-        x = self.drop(x.mean(dim=(2, 3)))
+        x = self.drop(self.pooled(x))
         if pre_logits or not self.distillation:
             return x if pre_logits else self.head(x)
         both = self.head(x), self.head_dist(x)
@@ -208,9 +210,13 @@ class MobileMamba(PooledClassifier):
         assert isinstance(fused, MobileMamba)
         return fused
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns for a learning rate by depth; with ``coarse`` a stage is one depth, else a block is."""
+        return {"stem": r"^patch_embed", "blocks": r"^blocks(\d)" if coarse else r"^blocks(\d)\.(\d+)"}
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network another head, or two of them with ``distillation``, freshly drawn; 0 for none."""
-        self.num_classes = num_classes
+        self._set_head(num_classes, global_pool)
         for name in ("head", "head_dist") if self.distillation else ("head",):
             self._replace(name, self._new_head())
 

@@ -117,6 +117,7 @@ class MobileViT(PooledClassifier):
     Args:
         config: ``"xxs"``, ``"xs"``, ``"s"`` or your own.
         num_classes: outputs; 0 for the pooled features.
+        global_pool: ``"avg"``; ``""``, with 0 classes, for the last map.
         in_chans: channels of the image.
         output_stride: 32, or 16 or 8 for dense prediction: the last one or two stages keep their map's size, and
             what comes after the first of them is dilated (as in the authors' code: by 1, then 2).
@@ -133,6 +134,7 @@ class MobileViT(PooledClassifier):
         config: MobileViTConfig | str = "s",
         num_classes: int = 1000,
         in_chans: int = 3,
+        global_pool: str = "avg",
         output_stride: int = 32,
         drop_rate: float = 0.1,
         dropout: float = 0.1,
@@ -152,8 +154,8 @@ class MobileViT(PooledClassifier):
             config = CONFIGS[config]
         if output_stride not in (8, 16, 32):
             raise InputError("output_stride", "MobileViT", allowed="8, 16 or 32", got=output_stride)
-        self.num_classes, self.in_chans, self.drop_path_rate = num_classes, in_chans, drop_path_rate
-        self.num_features = self.head_hidden_size = config.num_features
+        self._set_head(num_classes, global_pool)
+        self.in_chans, self.drop_path_rate, self.num_features = in_chans, drop_path_rate, config.num_features
         self.patch_size = patch_size
         self.stem = conv_norm_act(in_chans, config.stem, 3, stride=2)
         self.feature_info: list[dict[str, Any]] = []
@@ -213,8 +215,13 @@ class MobileViT(PooledClassifier):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (N, num_classes), or pooled features (N, num_features), for ``forward_features``' map."""
-        x = x.mean(dim=(2, 3))
+        x = self.pooled(x)
         return self.head[0](x) if pre_logits else self.head(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns for a learning rate by depth; with ``coarse`` a stage is one depth, else a block is."""
+        stages = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
+        return {"stem": r"^stem", "blocks": [(stages, None), (r"^final_conv", (99999,))]}
 
 
 def _initialise(module: nn.Module) -> None:

@@ -173,6 +173,7 @@ class UniFormer(PooledClassifier):
         ndim: 2 for images (N, C, H, W), 3 for video (N, C, T, H, W), whose stem keeps (T + 1) // 2 frames.
         in_chans: channels of the image.
         num_classes: outputs; 0 for none.
+        global_pool: ``"avg"``; ``""``, with 0 classes, for the last map.
         drop_rate: dropout before the head.
         drop_path_rate: of the last block, rising linearly from 0 at the first.
     """
@@ -194,6 +195,7 @@ class UniFormer(PooledClassifier):
         ndim: NDim = 2,
         in_chans: int = 3,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -207,7 +209,8 @@ class UniFormer(PooledClassifier):
         wrong = [dim for dim, letter in zip(dims, placement, strict=True) if letter == "G" and dim % head_dim]
         if wrong:
             raise InputError("dims", "UniFormer", allowed=f"multiples of head_dim ({head_dim}) in G stages", got=wrong)
-        self.num_classes, self.num_features = num_classes, dims[-1]
+        self._set_head(num_classes, global_pool)
+        self.num_features = dims[-1]
         self.stages = len(depths)
         self.feature_info: list[dict[str, Any]] = []
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -248,8 +251,13 @@ class UniFormer(PooledClassifier):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
-        x = self.drop(x.flatten(2).mean(dim=2))
+        x = self.drop(self.pooled(x))
         return x if pre_logits else self.head(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns for a learning rate by depth; with ``coarse`` a stage is one depth, else a block is."""
+        fine = [(r"^patch_embed(\d)", (0,)), (r"^blocks(\d)\.(\d+)", None)]
+        return {"stem": r"^patch_embed1", "blocks": r"^(?:patch_embed|blocks)(\d)" if coarse else fine}
 
 
 def _embed(channels: int, dim: int, *, first: bool, conv_stem: bool, time: bool, ndim: NDim) -> PatchEmbed:

@@ -118,6 +118,7 @@ class UniFormerLight(PooledClassifier):
             two losses weighing the same, and do not use afterwards. In training the network then returns both logits.
         in_chans: channels of the image.
         num_classes: outputs; 0 for none.
+        global_pool: ``"avg"``; ``""``, with 0 classes, for the last map.
         drop_rate: dropout before the head.
         drop_path_rate: of the last block, rising linearly from 0 at the first.
     """
@@ -131,6 +132,7 @@ class UniFormerLight(PooledClassifier):
         class_head: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -138,7 +140,8 @@ class UniFormerLight(PooledClassifier):
         if len(depths) != 4 or len(dims) != 4 or any(dim % head_dim for dim in dims[2:]):
             allowed = f"four stages, multiples of head_dim ({head_dim}) in the last two"
             raise InputError("dims", "UniFormerLight", allowed=allowed, got=(tuple(depths), tuple(dims)))
-        self.num_classes, self.num_features = num_classes, dims[-1]
+        self._set_head(num_classes, global_pool)
+        self.num_features = dims[-1]
         self.feature_info: list[dict[str, Any]] = []
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
@@ -170,8 +173,15 @@ class UniFormerLight(PooledClassifier):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
-        x = self.drop(x.mean(dim=(2, 3)))
+        x = self.drop(self.pooled(x))
         return x if pre_logits else self.head(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns for a learning rate by depth; with ``coarse`` a stage is one depth, else a block is."""
+        fine = [(r"^patch_embed(\d)", (0,)), (r"^blocks(\d)\.(\d+)", None)]
+        tokens = [(r"^cls_token", (3, 0)), (r"^cls_upsample", (4, 0))]  # where they come in
+        stages = [(r"^(?:patch_embed|blocks)(\d)", None), *((name, at[:1]) for name, at in tokens)]
+        return {"stem": r"^patch_embed1", "blocks": stages if coarse else [*fine, *tokens]}
 
     def forward(self, x: Tensor) -> Any:
         """Return logits (N, num_classes); with ``class_head``, in training, a pair of them."""
@@ -202,7 +212,7 @@ class UniFormerLight(PooledClassifier):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network another head, freshly drawn, on the class token as well if it has one; 0 for none."""
-        super().reset_classifier(num_classes)
+        super().reset_classifier(num_classes, global_pool)
         if self.norm_cls is not None:
             self.head_cls = None
             if num_classes:

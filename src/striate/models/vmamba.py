@@ -81,6 +81,7 @@ class VMamba(PooledClassifier):
         vanilla: stem of one 4 x 4 convolution and Swin's patch merging, instead of overlapping convolutions.
         in_chans: channels of the image.
         num_classes: outputs; 0 for none.
+        global_pool: ``"avg"``; ``""``, with 0 classes, for the last map.
         drop_rate: dropout before the head.
         drop_path_rate: of the last block, rising linearly from 0 at the first.
     """
@@ -97,6 +98,7 @@ class VMamba(PooledClassifier):
         vanilla: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         **ssm: Any,
@@ -105,7 +107,8 @@ class VMamba(PooledClassifier):
         dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         if len(dims) != len(depths):
             raise InputError("dims", "VMamba", allowed=f"one number for each of {len(depths)} stages", got=dims)
-        self.num_classes, self.num_features = num_classes, dims[-1]
+        self._set_head(num_classes, global_pool)
+        self.num_features = dims[-1]
         self.patch_embed = _stem(in_chans, dims[0], vanilla)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
@@ -137,8 +140,13 @@ class VMamba(PooledClassifier):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits, or the pooled features (N, C), of :meth:`forward_features`'s map."""
         _, drop, head = self.classifier
-        x = drop(x.mean(dim=(2, 3)))
+        x = drop(self.pooled(x))
         return x if pre_logits else head(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns for a learning rate by depth; with ``coarse`` a stage is one depth, else a block is."""
+        fine = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
 
 
 def _stem(in_chans: int, dim: int, vanilla: bool) -> nn.Sequential:
