@@ -199,3 +199,6 @@ def test_errors_name_what_is_wrong() -> None:
         UniFormer(split=True)
     with pytest.raises(InputError, match="ndim"):
         UniFormer3D(window=7)
+    with pytest.raises(InputError, match="at least 32 pixels"):
+        uniformer_micro()(torch.rand(1, 3, 31, 64))
+    assert uniformer_micro(conv_stem=True).eval()(torch.rand(1, 3, 5, 3)).shape == (1, 10)

@@ -92,6 +92,18 @@ def test_a_map_of_one_token_has_none_to_keep() -> None:
     model = UniFormerLight(**MICRO).eval()
     with torch.no_grad():
         assert torch.isfinite(model(image(32, 32))).all()
+        assert torch.isfinite(model(image(29, 29))).all()
+    with pytest.raises(InputError, match="at least 29 pixels"):
+        model(image(28, 64))
+
+
+def test_an_exported_graph_takes_other_batches() -> None:
+    model = UniFormerLight(**MICRO).eval()
+    batch = torch.export.Dim("batch", min=1, max=8)
+    x = torch.rand(5, 3, 64, 64)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},)).module()
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [{"dims": (16, 32, 60, 96)}, {"depths": (1, 1, 3)}])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from striate.errors import InputError
 from striate.layers.init import init_linear
 
-__all__ = ["PooledClassifier"]
+__all__ = ["PooledClassifier", "check_least"]
 
 
 class PooledClassifier(nn.Module):
@@ -140,3 +140,9 @@ class PooledClassifier(nn.Module):
         like = next(self.parameters())
         owner, _, last = name.rpartition(".")
         setattr(self.get_submodule(owner), last, head.to(like.device, like.dtype).train(self.training))
+
+
+def check_least(x: Tensor, least: int, owner: str) -> None:
+    """Refuse images of fewer pixels a side than a network has patches for."""
+    if min(x.shape[-2:]) < least:
+        raise InputError("x", owner, allowed=f"at least {least} pixels high and wide", got=tuple(x.shape))

@@ -23,7 +23,7 @@ from striate.errors import InputError
 from striate.layers.conv_bn import BNLinear, ConvBN, Residual, fold
 from striate.layers.mrffi import MRFFI
 from striate.layers.recompute import recomputed
-from striate.models.head import PooledClassifier
+from striate.models.head import PooledClassifier, check_least
 from striate.models.variant import Variant, build, unwrap_weights
 
 __all__ = [
@@ -181,9 +181,7 @@ class MobileMamba(PooledClassifier):
         Raises:
             InputError: the image is smaller than 64 x 64.
         """
-        if min(x.shape[-2:]) < _SMALLEST:
-            allowed = f"at least {_SMALLEST} pixels high and wide"
-            raise InputError("x", "MobileMamba", allowed=allowed, got=tuple(x.shape))
+        check_least(x, _SMALLEST, "MobileMamba")
         x = self.patch_embed(x)
         for stage in (self.blocks1, self.blocks2, self.blocks3):
             x = recomputed(stage, x) if self.grad_checkpointing and self.training else stage(x)

@@ -31,7 +31,7 @@ from striate.layers.mhra import (
     conv,
 )
 from striate.layers.recompute import recomputed
-from striate.models.head import PooledClassifier
+from striate.models.head import PooledClassifier, check_least
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -211,7 +211,7 @@ class UniFormer(PooledClassifier):
             raise InputError("dims", "UniFormer", allowed=f"multiples of head_dim ({head_dim}) in G stages", got=wrong)
         self._set_head(num_classes, global_pool)
         self.num_features = dims[-1]
-        self.stages = len(depths)
+        self.stages, self.least = len(depths), 1 if conv_stem else 4 * 2 ** (len(depths) - 1)
         self.feature_info: list[dict[str, Any]] = []
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         channels = in_chans
@@ -241,7 +241,12 @@ class UniFormer(PooledClassifier):
                 nn.init.ones_(module.t_attn.proj.weight)  # with zeros on both sides neither would ever move
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's map (N, C, [T / 2,] H / 32, W / 32), normalised."""
+        """Return the last stage's map (N, C, [T / 2,] H / 32, W / 32), normalised.
+
+        Raises:
+            InputError: the image is smaller than a patch of the last stage, 32 x 32 as published.
+        """
+        check_least(x, self.least, type(self).__name__)
         for i in range(self.stages):
             x = self.get_submodule(f"patch_embed{i + 1}")(x)
             for block in self.get_submodule(f"blocks{i + 1}").children():

@@ -21,7 +21,7 @@ from striate.errors import InputError
 from striate.layers.init import init_linear
 from striate.layers.mhra import MLP, DynamicPositionEmbedding, GlobalMHRA, PatchEmbed
 from striate.layers.recompute import recomputed
-from striate.models.head import PooledClassifier
+from striate.models.head import PooledClassifier, check_least
 from striate.models.uniformer import LocalBlock
 from striate.models.uniformer import checkpoint_filter_fn as uniformer_filter_fn
 from striate.models.variant import Variant, build
@@ -192,12 +192,13 @@ class UniFormerLight(PooledClassifier):
         return logits, self.head_cls(self.norm_cls(token))
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_least(x, 29, "UniFormerLight")  # 8 places after the stem, then three halvings
         for i in (1, 2):
             x = self.get_submodule(f"patch_embed{i}")(x)
             for block in self.get_submodule(f"blocks{i}").children():
                 x = self._run(block, x)
             x = self.get_submodule(f"map{i}")(x)
-        token, rating = self.cls_token.expand(len(x), -1, -1), None
+        token, rating = self.cls_token.expand(x.shape[0], -1, -1), None
         for i in (3, 4):
             if rating is not None:
                 token, rating = self.cls_upsample(token), _halved(rating, x.shape[2:])
