@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from striate.engine.macs import count_macs
 from striate.errors import InputError, UnstableWarning
@@ -375,6 +377,23 @@ def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (best_backend(OnGPU()), best_backend(Wide())) == ("mamba-ssm", "chunked")
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert best_backend(OnGPU()) == ours  # mamba-ssm adds in any order
+
+
+def test_mamba_ssm_gets_the_dtypes_that_its_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network in bfloat16: its kernel wants float32 for what belongs to a channel, and one dtype for the rest."""
+    seen: list[torch.dtype | None] = []
+
+    def kernel(*tensors: Any) -> Tensor:
+        seen.extend(None if tensor is None else tensor.dtype for tensor in tensors[:8])
+        return tensors[0]
+
+    monkeypatch.setattr(module, "_mamba_ssm_kernel", lambda: kernel)
+    half = {key: value.bfloat16() for key, value in problem().items()}
+    with FakeTensorMode():
+        fake = {key: torch.empty(value.shape, dtype=value.dtype, device="cuda") for key, value in half.items()}
+        selective_scan(**{**fake, "B": fake["B"].float()}, backend="mamba-ssm")
+    step, channel = torch.bfloat16, torch.float32
+    assert seen == [step, step, channel, step, step, channel, step, channel]  # u, delta, A, B, C, D, z, delta_bias
 
 
 def test_growing_states_are_warned_of() -> None:

@@ -412,8 +412,12 @@ def _mamba_ssm(
     if kernel is None or u.device.type != "cuda":
         allowed = "another one here: mamba-ssm cannot be imported, or the tensors are not on a GPU"
         raise InputError("backend", "selective_scan", allowed=allowed, got="mamba-ssm")
-    tensors = (tensor.contiguous() for tensor in (u, delta, A, B, C))
-    return kernel(*tensors, D, z, bias, softplus, return_last_state)
+    # The kernel takes what belongs to a step in u's dtype, and what belongs to a channel in float32.
+    delta, B, C = (tensor.to(u.dtype).contiguous() for tensor in (delta, B, C))
+    D, z, bias = (
+        None if t is None else t.to(kind) for t, kind in ((D, torch.float32), (z, u.dtype), (bias, torch.float32))
+    )
+    return kernel(u.contiguous(), delta, A.float().contiguous(), B, C, D, z, bias, softplus, return_last_state)
 
 
 def _check(
