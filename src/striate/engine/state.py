@@ -52,7 +52,7 @@ def inspected(model: nn.Module, *, warn: bool = True, exact: bool = True) -> Ite
         for parameter, requires_grad, _ in parameters:
             if requires_grad:
                 parameter.requires_grad_(False)
-        with as_written(model), _exact_cudnn() if exact else nullcontext():
+        with _eager(modules), _exact_cudnn() if exact else nullcontext():
             yield model
     finally:
         for module, mode in modes:
@@ -85,7 +85,11 @@ def _exact_cudnn() -> Iterator[None]:
 
 def as_written(model: nn.Module) -> AbstractContextManager[Any]:
     """Return a context in which a network that went through ``torch.compile`` runs as it is written."""
-    compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module in model.modules())
+    return _eager(model.modules())
+
+
+def _eager(modules: Iterable[nn.Module]) -> AbstractContextManager[Any]:
+    compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module in modules)
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 

@@ -127,7 +127,7 @@ def layer_gradients(
     Raises:
         LayerError: the layer has no grid, or no gradient reaches it.
     """
-    module = get_layer(model, layer)
+    module = layer if isinstance(layer, nn.Module) else get_layer(model, layer)  # respond looks whether it is there
     logits, leaf, _ = respond(model, module, inputs)
     resolved = resolve_target(logits, target, owner)
     scores = score(logits, resolved)
