@@ -454,12 +454,7 @@ def _check(
     for name, tensor in (("delta", delta), ("z", z)):
         if tensor is not None and tensor.shape != u.shape:
             raise InputError(name, owner, allowed=f"of u's shape {tuple(u.shape)}", got=tuple(tensor.shape))
-    for name, tensor in (("B", B), ("C", C)):
-        groups = tensor.shape[1] if tensor.dim() == 4 else 1
-        fits = tensor.dim() in {3, 4} and tensor.shape[0] == batch and tensor.shape[-2:] == (A.shape[1], length)
-        if not fits or groups == 0 or dim % groups or tensor.shape != B.shape:
-            allowed = f"({batch}, G, {A.shape[1]}, {length}) with G dividing {dim}, B and C alike"
-            raise InputError(name, owner, allowed=allowed, got=tuple(tensor.shape))
+    _check_groups(B, C, batch, dim, (A.shape[1], length), owner)
     for name, tensor in (("D", D), ("delta_bias", bias)):
         if tensor is not None and tensor.shape != (dim,):
             raise InputError(name, owner, allowed=f"({dim},)", got=tuple(tensor.shape))
@@ -491,8 +486,16 @@ def _check_step(
     for name, (tensor, shape) in {**wanted, "D": (D, (dim,)), "dt_bias": (bias, (dim,))}.items():
         if tensor is not None and tensor.shape != shape:
             raise InputError(name, owner, allowed=str(tuple(shape)), got=tuple(tensor.shape))
+    _check_groups(B, C, batch, dim, (states,), owner)
+
+
+def _check_groups(B: Tensor, C: Tensor, batch: int, dim: int, size: tuple[int, ...], owner: str) -> None:
+    """Refuse B and C unless they are (batch, groups, *size), or (batch, *size) for one group."""
     for name, tensor in (("B", B), ("C", C)):
-        groups = tensor.shape[1] if tensor.dim() == 3 else 1
-        if tensor.dim() not in {2, 3} or groups == 0 or dim % groups or tensor.shape != (batch, *B.shape[1:-1], states):
-            allowed = f"({batch}, G, {states}) with G dividing {dim}, B and C alike"
+        grouped = tensor.dim() == len(size) + 2
+        groups = tensor.shape[1] if grouped else 1
+        wanted = (batch, groups, *size) if grouped else (batch, *size)
+        if tensor.shape != wanted or groups == 0 or dim % groups or tensor.shape != B.shape:
+            shape = ", ".join(map(str, size))
+            allowed = f"({batch}, G, {shape}) with G dividing {dim}, B and C alike"
             raise InputError(name, owner, allowed=allowed, got=tuple(tensor.shape))
