@@ -93,10 +93,6 @@ class PooledClassifier(nn.Module):
         found = list(maps.values())
         return found if intermediates_only else (last, found)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns of names that tell which parameters lie at one depth, for a learning rate by depth."""
-        raise NotImplementedError
-
     def get_classifier(self) -> nn.Module:
         """Return the last layer."""
         return self.get_submodule(self.head_name)
