@@ -11,12 +11,13 @@ import argparse
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from striate.engine.latency import wall_seconds
 
 __all__ = ["Row", "compare", "options", "print_head", "print_summary"]
 
@@ -92,11 +93,11 @@ def compare(
             mine, theirs = [], []
             for turn in range(repeats):
                 if turn % 2:
-                    theirs.append(_time(peer, place))
-                    mine.append(_time(ours, place))
+                    theirs.append(wall_seconds(peer, place))
+                    mine.append(wall_seconds(ours, place))
                 else:
-                    mine.append(_time(ours, place))
-                    theirs.append(_time(peer, place))
+                    mine.append(wall_seconds(ours, place))
+                    theirs.append(wall_seconds(peer, place))
             low, high = _quartiles([other / own for own, other in zip(mine, theirs, strict=True)])
             shown = count if place.type == "cpu" else str(place)
             row = Row(name, shown, apart, statistics.median(mine), statistics.median(theirs), low, high, aim)
@@ -152,19 +153,6 @@ def print_summary(rows: Sequence[Row]) -> None:
     for row in lost:
         where = row.threads if isinstance(row.threads, str) else f"{row.threads} thread(s)"
         print(f"  lost: {row.name}, {where}: {row.ratio:.2f} where {row.aim:g} was the aim")
-
-
-def _time(call: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
