@@ -270,6 +270,25 @@ def test_an_untrained_network_is_called_so() -> None:
     assert report.findings[0].level == "attention"
 
 
+class Sure(nn.Module):
+    """Hardly moved by anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e-3 * self.first(x).mean(dim=(2, 3)) + torch.tensor([8.0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(("size", "level"), [((44, 52), "info"), ((48, 48), "good")])
+def test_a_sticker_too_small_to_matter_proves_nothing(size: tuple[int, int], level: str) -> None:
+    pixels = torch.rand(6, 3, *size, generator=torch.Generator().manual_seed(0))
+    (finding,) = look(Sure().eval(), pixels, quick=True, probes=["patch"]).findings
+    assert finding.level == level
+    assert any("44 x 52" in line for line in finding.reading) == (level == "info")
+
+
 def test_what_was_not_run_is_said() -> None:
     report = look(Sample(), images(), quick=True, probes=["speed"])
     assert [finding.probe for finding in report.findings] == ["speed"]

@@ -54,6 +54,10 @@ def _finding(subject: Subject, found: list[tuple[int, PatchResult, PatchResult]]
     control = [wilson(int(random.success.sum()), n) for _, _, random in found]
     side, gap = found[-1][0], fooled[-1].value - control[-1].value
     level, few = judge_share(max(fooled, key=lambda item: item.value), attention=0.1, problem=0.5)
+    if level == "good" and side * side < 0.01 * area:
+        height, width = subject.pixels.shape[-2:]
+        few = [f"No larger square divides images of {height} x {width}, and so small a sticker proves nothing."]
+        level = "info"
     if subject.untrained:
         level, few = "info", []
     headline = (
