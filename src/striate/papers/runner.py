@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from striate.engine.files import read_json, write_json
-from striate.errors import InputError, RunError
+from striate.errors import InputError, RunError, StriateError
 from striate.papers.base import Judgement, Predicate, Reproduction, Scale
 from striate.papers.catalogue import find_paper, load_reproduction
 from striate.papers.evidence import SET_ASIDE, Evidence, Step, read_evidence
@@ -98,7 +98,7 @@ class VerifiedRow:
     """One stored verdict against the one recomputed from the evidence.
 
     Attributes:
-        paper, scale, folder: which evidence.
+        paper, scale, folder: which evidence; of damaged evidence the paper is its folder.
         claim: claim and part.
         stored: the verdict on disk, None where there is none.
         recomputed: the verdict from the evidence, None where there is nothing to judge.
@@ -227,10 +227,11 @@ def judge(reproduction: Reproduction, evidence: Evidence) -> tuple[Row, ...]:
 def verify(folder: str | Path) -> tuple[VerifiedRow, ...]:
     """Recompute every verdict below ``folder`` from its evidence, and compare with the stored ones.
 
-    Nothing is trained or measured. Evidence that was set aside is not looked at.
+    Nothing is trained or measured. Evidence that was set aside is not looked at. Evidence that is damaged, or that its
+    paper cannot judge, is a row that is not the same, with the reason; the rest is judged.
 
     Raises:
-        RunError: there is no evidence below ``folder``, or it is damaged.
+        RunError: there is no evidence below ``folder``.
     """
     folder = Path(folder)
     found = [
@@ -238,7 +239,7 @@ def verify(folder: str | Path) -> tuple[VerifiedRow, ...]:
     ]
     if not found:
         raise RunError(f"There is no evidence.json in or below {folder}. Make some with: striate reproduce")
-    return tuple(row for path in found for row in _verify(path.parent))
+    return tuple(row for path in found for row in _verified(path.parent))
 
 
 class _Watched(dict[str, Any]):
@@ -281,6 +282,13 @@ def _judged(paper: str, predicate: Predicate, evidence: Evidence) -> tuple[Judge
 
 
 _COMPARED = ("verdict", "measured", "control", "reason", "published", "statement")
+
+
+def _verified(folder: Path) -> Sequence[VerifiedRow]:
+    try:
+        return tuple(_verify(folder))
+    except StriateError as error:
+        return (VerifiedRow(str(folder), "", folder, "", stored=None, recomputed=None, same=False, note=str(error)),)
 
 
 def _verify(folder: Path) -> Iterator[VerifiedRow]:
