@@ -14,6 +14,7 @@ from striate.engine.train import Recipe, cross_entropy
 from striate.papers import measure
 from striate.papers.base import Run
 from striate.papers.measure import (
+    as_32,
     count_correct,
     count_parameters,
     lazily_trained,
@@ -129,3 +130,11 @@ def test_photographs_come_as_the_model_takes_them():
     batch = photograph_batch(photographs(["chelsea", "coffee"]), model)
     assert batch.shape == (2, 3, 40, 40)
     assert 0 <= batch.min() < batch.max() <= 1
+
+
+def test_as_32_borders_28_pixels_and_scales_others() -> None:
+    images = torch.full((2, 1, 28, 28), 200, dtype=torch.uint8)
+    bordered = as_32(images)
+    assert bordered.shape == (2, 1, 32, 32)
+    assert int(bordered.sum()) == int(images.sum())
+    assert bool((as_32(images[..., :8, :8]) == 200).all())

@@ -30,7 +30,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.data.far_cue import far_cue
@@ -44,7 +43,7 @@ from striate.models.efficient_vmamba import VARIANTS, EfficientVMamba, EVSSBlock
 from striate.models.micro import MobileMicro
 from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
 from striate.papers.judge import find_records, never_testable, not_testable, shares, show_range
-from striate.papers.measure import count_parameters, lazily_trained, measure_accuracy, predict, train_and_test
+from striate.papers.measure import as_32, count_parameters, lazily_trained, measure_accuracy, predict, train_and_test
 from striate.papers.published import imagenet_top1, measure_published, training_step
 
 if TYPE_CHECKING:
@@ -130,18 +129,14 @@ def _measure_cost(side: int, repeats: int, device: torch.device) -> dict[str, An
 
 
 def _accuracy(run: Run, smoke: bool) -> None:
-    train, test, origin = train_and_test(run, *((256, 200) if smoke else (3_000, 2_000)), _padded)
+    train, test, origin = train_and_test(run, *((256, 200) if smoke else (3_000, 2_000)), as_32)
     for seed in run.seeds:
         for name in ["full", "vmamba", "mobile"] if smoke else [*_MICRO, "mobile"]:
             recipe = Recipe(1, 32, "adamw", 3e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
-            key = {"data": origin, "n": len(train[1]), "options": _MICRO.get(name, {})}
+            key = {"data": origin, "n": len(train[1]), "side": 32, "options": _MICRO.get(name, {})}
             title = f"efficient-vmamba-{name.replace(' ', '-')}"
             network = lazily_trained(run, title, partial(_micro, name), lambda: train, recipe, key)
             run.step(f"accuracy/{name}/seed{seed}", partial(measure_accuracy, network, *test))
-
-
-def _padded(images: Tensor) -> Tensor:
-    return F.pad(images, (2, 2, 2, 2))
 
 
 def _micro(name: str) -> nn.Module:

@@ -20,6 +20,7 @@ from striate.engine.train import Augment, Loss, Recipe, cross_entropy, trained
 from striate.papers.base import Run
 
 __all__ = [
+    "as_32",
     "count_correct",
     "count_parameters",
     "lazily_trained",
@@ -134,6 +135,11 @@ def resize_bilinear(images: Tensor, side: int) -> Tensor:
     """Return uint8 images (N, C, H, W) as (N, C, side, side), bilinear, rounded to whole grey levels."""
     large = F.interpolate(images.float(), size=(side, side), mode="bilinear", align_corners=False)
     return large.round().to(torch.uint8)
+
+
+def as_32(images: Tensor) -> Tensor:
+    """Return uint8 images (N, C, H, W) as (N, C, 32, 32): 28 pixels get a border, other sizes are scaled."""
+    return F.pad(images, (2, 2, 2, 2)) if images.shape[-1] == 28 else resize_bilinear(images, 32)
 
 
 def photograph_batch(photos: Iterable[Photograph], model: VisionModel) -> Tensor:

@@ -45,7 +45,7 @@ from striate.models.micro import Attention2d, ResNetMicro, vit_micro
 from striate.models.vmamba import VSSBlock, vmamba_micro
 from striate.papers.base import Judgement, Predicate, Reproduction, Run, subplots
 from striate.papers.judge import find_records, never_testable, not_testable, show_range
-from striate.papers.measure import count_correct, count_parameters, lazily_trained, predict
+from striate.papers.measure import as_32, count_correct, count_parameters, lazily_trained, predict
 from striate.papers.published import judge_published, measure_published, training_step
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _measure_routes(train: Callable[[], nn.Module], test: FarCue) -> dict[str, A
 
 def _accuracy(run: Run, smoke: bool) -> None:
     test = default_set(False)
-    images, labels = F.pad(test.images[: 200 if smoke else 2_000], (2, 2, 2, 2)) / 255, test.labels
+    images, labels = as_32(test.images[: 200 if smoke else 2_000]) / 255, test.labels
     for seed in run.seeds:
         for name in ["vmamba", "deit"] if smoke else list(_NETWORKS):
             network = _trained(run, name, seed)
@@ -221,10 +221,10 @@ def _trained(run: Run, name: str, seed: int) -> Callable[[], nn.Module]:
     smoke = run.scale == "smoke"
     train = default_set(True)
     n = 256 if smoke else 6_000
-    images, labels = F.pad(train.images[:n], (2, 2, 2, 2)), train.labels[:n]
+    images, labels = as_32(train.images[:n]), train.labels[:n]
     run.note("data", {"train": train.origin, "n": n})
     recipe = Recipe(1 if smoke else 4, 64, "adamw", 2e-3, weight_decay=0.05, schedule="one-cycle", seed=seed)
-    key = {"data": train.origin, "n": n}
+    key = {"data": train.origin, "n": n, "side": 32}
     return lazily_trained(run, f"vmamba-{name}", _NETWORKS[name], lambda: (images, labels), recipe, key)
 
 
