@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from striate.engine.state import full_precision
 from striate.errors import InputError
 from striate.layers.linear_chain import Backend, chain_marginals, k_best, log_partition, viterbi
 
@@ -273,7 +274,7 @@ class LinearChainCRF(nn.Module):
             unary = torch.cat([x[:, :1] + start, x[:, 1:]], dim=1)
             unary = unary.index_put((rows, lengths - 1), end.to(unary.dtype).expand(len(x), -1), accumulate=True)
         else:
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x.device):
                 energies = F.linear(x, self.weight.flatten(1).T.to(x.dtype), self.bias.flatten().to(x.dtype))
             energies = energies.unflatten(2, self.bias.shape)  # (B, T, from, to)
             labels = self.num_tags + (1 if training else 0)
