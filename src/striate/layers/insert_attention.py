@@ -115,8 +115,16 @@ def insert_attention(
     if not names:
         raise InputError("after", "insert_attention", allowed="one module name or more", got=list(names))
     copied = copy.deepcopy(model)
-    modules = {name: get_layer(copied, name) for name in names}
-    channels = _channels(model, names, image_size)
+    try:
+        modules = {name: get_layer(copied, name) for name in names}
+        channels = _channels(model, names, image_size)
+    except LayerError as error:
+        if after is not None:
+            raise
+        raise LayerError(
+            f"Without after=, attention goes after {', '.join(names)} of {type(model).__name__}. {error} "
+            "Name the modules to put it after: after=['…']."
+        ) from error
     for name, module in modules.items():
         if isinstance(module, Gated) or any(child == "attention" for child, _ in module.named_children()):
             raise LayerError(f"'{name}' of {type(model).__name__} has attention already.")
