@@ -423,6 +423,26 @@ def test_tables_with_and_without_header(tmp_path: Path, header: str, delimiter: 
     assert reasons == {"missing.png": "listed in the labels, but not there", "c.png": "not listed in the labels"}
 
 
+@pytest.mark.parametrize("classes", [None, ["ape", "dog"]])
+def test_a_header_of_other_words_is_seen_and_quoted(tmp_path: Path, classes: list[str] | None) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image_path,species\na.png,dog\nb.png,ape\n")
+    found = labels_from_csv(table, ["a.png", "b.png"], classes)
+    assert (found.labels, found.class_names) == ({"a.png": 1, "b.png": 0}, ("ape", "dog"))
+    assert (found.missing, "image_path and species" in found.rule) == ((), True)
+    for first in ("gone.png,cat", "gone,dog", "gone,7"):  # a file; a class that comes again; a number
+        table.write_text(f"{first}\na.png,dog\nb.png,dog\n")
+        assert labels_from_csv(table, ["a.png", "b.png"]).missing == (first.split(",")[0],)
+
+
+def test_of_more_columns_the_header_tells_the_label(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image_id,split,label\na.png,train,dog\nb.png,train,ape\n")
+    assert labels_from_csv(table, ["a.png", "b.png"]).labels == {"a.png": 1, "b.png": 0}
+    table.write_text("a.png,dog,\nb.png,ape,\n")  # nothing behind the last comma
+    assert labels_from_csv(table, ["a.png", "b.png"]).labels == {"a.png": 1, "b.png": 0}
+
+
 def test_numbers_and_names_without_a_models_names(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("a.png,3\nb.png,0\n")
@@ -467,6 +487,8 @@ def test_labels_that_a_model_of_so_many_classes_cannot_have_are_refused(tmp_path
         ("", "holds no labels"),
         ("file,label\n", "holds no labels"),
         ("a.png\n", "line 1: two columns"),
+        ("a.png,train,dog\n", "line 1: two columns.*Leave the others out"),
+        ("file,split,label\na.png,dog\n", "line 2: two columns"),
         ("a.png,7\n", "line 1: '7' is no class of the model's 2"),
         ("file,label\na.png,dgo\n", "line 2: 'dgo' is no class of the model's 2. Did you mean 'dog'"),
         ("a.png,dog\na.png,cat\n", "line 2: 'a.png' has two labels"),
