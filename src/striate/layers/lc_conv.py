@@ -317,7 +317,7 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 def _whole(expansion: float, out_channels: int) -> int:
     n = expansion * out_channels
-    if n < 1 or abs(n - round(n)) > 1e-9:
+    if not 1 <= n < math.inf or abs(n - round(n)) > 1e-9:
         allowed = f"at least 1/{out_channels} and give a whole number times {out_channels} output channels"
         raise InputError("expansion", "LCConv2d", allowed=allowed, got=expansion)
     return round(n)
