@@ -274,6 +274,7 @@ def test_the_operator_keeps_the_rules_of_operators() -> None:
         ({1: torch.zeros(2, 17, 7, 9)}, "offset"),
         ({1: torch.zeros(1, 18, 7, 9)}, "offset"),
         ({2: torch.zeros(4, 5, 3, 3)}, "weight"),
+        ({2: torch.zeros(4, 0, 3, 3)}, "weight"),
         ({4: torch.zeros(2, 18, 7, 9)}, "mask"),
         ({0: torch.zeros(2, 6, 7, 9, dtype=torch.long)}, "x"),
         ({1: torch.zeros(2, 18, 7, 9, device="meta")}, "offset"),
@@ -292,3 +293,10 @@ def test_what_does_not_fit_is_refused(change, name) -> None:
         DeformConv2d(4, 6, groups=4)
     with pytest.raises(InputError, match="offset_groups"):
         DeformConv2d(4, 6, offset_groups=3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("stride", 0), ("padding", -1), ("dilation", (1, 0))])
+def test_a_geometry_that_is_none_is_refused(name, value) -> None:
+    tensors, geometry = problem()
+    with pytest.raises(InputError, match=f"'{name}' of deform_conv2d"):
+        deform_conv2d(*tensors, **{**geometry, name: value})

@@ -122,7 +122,8 @@ def test_a_stem_that_turns_pixels_into_channels() -> None:
 
 
 def test_a_network_of_random_filters_takes_a_gate() -> None:
-    gated = insert_das(to_lc(ResNetMicro(), 2, path="kernel"))
+    gated = insert_das(to_lc(ResNetMicro(), 2, path="kernel"), "layer1")
+    assert gated.attention_after == ("layer1",)
     assert gated(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 

@@ -398,6 +398,8 @@ def test_refusals(change: dict[str, object], words: str) -> None:
     ("change", "name"),
     [
         ({"x": torch.zeros(2, 6, dtype=torch.long)}, "x"),
+        ({"state": torch.zeros(2, 6, 3, dtype=torch.long)}, "state"),  # would be cut off at every step
+        ({"A": torch.zeros(6, 3, dtype=torch.cfloat)}, "A"),
         ({"dt": torch.zeros(2, 5)}, "dt"),
         ({"z": torch.zeros(2, 1)}, "z"),
         ({"D": torch.zeros(5)}, "D"),
@@ -409,7 +411,7 @@ def test_a_step_that_does_not_fit_is_refused(change: dict[str, Tensor], name: st
     p = {key: value[..., 0] if value.dim() > 2 else value for key, value in problem().items()}
     step = {"x": p["u"], "dt": p["delta"], "A": p["A"], "B": p["B"], "C": p["C"], "D": p["D"], "z": p["z"]}
     with pytest.raises(InputError, match=f"'{name}' of selective_state_update"):
-        selective_state_update(torch.zeros(2, 6, 3), **{**step, **change})
+        selective_state_update(**{"state": torch.zeros(2, 6, 3), **step, **change})
 
 
 def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@
 Same numbers, same argument order as ``torchvision.ops.deform_conv2d``, which does the work on CUDA. On the CPU a kernel
 of our own samples channels-last, many channels at a time; a depthwise convolution is summed up on the spot and never
 lays out the columns (im2col) that torchvision's needs. Where there is no compiler for it, torchvision's runs there too.
-Second derivatives, and all inside of torch.func, go through plain operations.
+All inside of torch.func, and on the CPU second derivatives, go through plain operations.
 """
 
 from __future__ import annotations
@@ -440,7 +440,12 @@ def _check(
             refuse(name, f"on {x.device}, where x is", str(tensor.device))
     if x.dim() != 4:
         refuse("x", "4-D, (N, C, H, W)", tuple(x.shape))
-    if weight.dim() != 4 or x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if min(pair) < least:
+            refuse(name, f">= {least}", pair)
+    if weight.dim() != 4 or 0 in weight.shape or not x.shape[1]:
+        refuse("weight", "(C', C / groups, kh, kw), none of them 0", tuple(weight.shape))
+    if x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
         refuse("weight", f"(C', C / groups, kh, kw) for C = {x.shape[1]}", tuple(weight.shape))
     kernel = weight.shape[2:]
     points = kernel[0] * kernel[1]

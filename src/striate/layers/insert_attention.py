@@ -104,14 +104,14 @@ def insert_attention(
     Args:
         model: any network of which the modules named return one tensor (N, C, H, W).
         factory: ``factory(channels)`` returns the attention module, e.g. :class:`DAS` or ``timm.layers.SEModule``.
-        after: names of modules; None takes :func:`attention_stages`.
+        after: names of modules, or one; None takes :func:`attention_stages`.
         image_size: side of the square images with which channel counts are found out, on shapes alone.
 
     Raises:
         LayerError: no such module, or its output is not one tensor (N, C, H, W), or there is attention already, or the
             network does not take images of that size.
     """
-    names = attention_stages(model) if after is None else tuple(after)
+    names = attention_stages(model) if after is None else (after,) if isinstance(after, str) else tuple(after)
     if not names:
         raise InputError("after", "insert_attention", allowed="one module name or more", got=list(names))
     copied = copy.deepcopy(model)

@@ -7,8 +7,8 @@ zero-order hold for A, Euler for B.
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t h_t + D u_t,    dt = softplus(delta + bias)
 
 All backends but the reference share one hand-written gradient: with g_t the gradient of y_t by h_t, the states'
-gradient is the same recurrence run backwards, G_t = g_t + exp(dt_{t+1} A) G_{t+1}. Second derivatives, and all inside
-of torch.func, go through plain operations.
+gradient is the same recurrence run backwards, G_t = g_t + exp(dt_{t+1} A) G_{t+1}. All inside of torch.func, and second
+derivatives of all but mamba-ssm's kernel, go through plain operations.
 """
 
 from __future__ import annotations
@@ -496,8 +496,12 @@ def _check_step(
     bias: Tensor | None,
 ) -> None:
     owner = "selective_state_update"
-    if x.dim() != 2 or not x.is_floating_point():
-        raise InputError("x", owner, allowed="(B, D), floating point", got=(tuple(x.shape), x.dtype))
+    if x.dim() != 2:
+        raise InputError("x", owner, allowed="(B, D)", got=tuple(x.shape))
+    given = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": bias}
+    for name, tensor in given.items():
+        if tensor is not None and not tensor.is_floating_point():  # a state of integers would be cut off
+            raise InputError(name, owner, allowed="floating point, and real", got=tensor.dtype)
     (batch, dim), states = x.shape, A.shape[-1]
     wanted = {"dt": (dt, x.shape), "A": (A, (dim, states)), "state": (state, (batch, dim, states)), "z": (z, x.shape)}
     for name, (tensor, shape) in {**wanted, "D": (D, (dim,)), "dt_bias": (bias, (dim,))}.items():
