@@ -455,6 +455,23 @@ def test_numbers_and_names_without_a_models_names(tmp_path: Path) -> None:
     assert words.class_names == ("ape", "dog")
 
 
+def test_numbers_that_are_no_class_numbers_are_not_sorted_as_words(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    for wrong in ("2.0", "-1"):
+        table.write_text(f"a.png,10\nb.png,{wrong}\n")
+        with pytest.raises(DataError, match=f"line 2: '{wrong}' is no class number"):
+            labels_from_csv(table, ["a.png", "b.png"])
+
+
+def test_a_cell_may_have_a_line_end_in_it(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text('a.png,"small\ndog"\nb.png,ape\u2028c\n', encoding="utf-8")
+    assert labels_from_csv(table, ["a.png", "b.png"]).class_names == ("ape\u2028c", "small\ndog")
+    table.write_text('a.png,"small\ndog"\nb.png\n')
+    with pytest.raises(DataError, match="line 3: two columns"):
+        labels_from_csv(table, ["a.png", "b.png"])
+
+
 def test_classes_that_are_called_by_numbers_are_names_in_a_table_too(tmp_path: Path) -> None:
     table, names = tmp_path / "labels.csv", ["a.png", "b.png"]
     table.write_text("a.png,10\nb.png,0\n")
@@ -513,6 +530,9 @@ def test_a_missing_or_binary_table_is_named(tmp_path: Path) -> None:
 
 
 def test_arrays_tensors_and_what_is_refused() -> None:
+    bgr = np.zeros((2, 8, 8, 3), np.uint8)
+    bgr[..., 0] = 255
+    assert read_images(bgr[..., ::-1], SMALL).images.mean(dim=(0, 2, 3)).tolist() == [0, 0, 1]
     uint8 = np.full((2, 8, 8, 3), 255, np.uint8)
     found = read_images(uint8, SMALL, labels=[3, 4])
     assert found.images.shape == (2, 3, 8, 8)

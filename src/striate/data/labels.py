@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from striate.errors import DataError, did_you_mean
 __all__ = ["Labelling", "labels_by_folder", "labels_from_csv"]
 
 _WNID = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 _MANY = 2**31
 """No class number is as large where the number of classes is not known."""
 
@@ -125,6 +127,9 @@ def labels_from_csv(
     numeric = all(label.isdecimal() for _, label in texts.values())
     numeric = numeric and not all(_plain(label) in places for _, label in texts.values())
     if known is None and not numeric:
+        if all(_NUMBER.fullmatch(label) for _, label in texts.values()):  # in sorted order 10.0 comes before 2.0
+            line, label = next(found for found in texts.values() if not found[1].isdecimal())
+            raise DataError(f"{path.name} line {line}: '{label}' is no class number; these are 0, 1, 2, …")
         known = tuple(sorted({label for _, label in texts.values()}))
         if num_classes not in {None, len(known)}:
             raise DataError(
@@ -180,16 +185,16 @@ def _rows(path: Path) -> list[tuple[int, str, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The labels in {path} cannot be read: {error}.") from error
-    lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), "")
+    first = next((line for line in text.split("\n") if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     rows: list[tuple[int, str, str]] = []
     try:
-        table = list(csv.reader(lines, delimiter=delimiter))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        table = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise DataError(f"The labels in {path} cannot be read as a table: {error}.") from error
     label = 0  # the column, once it is known
-    for number, row in enumerate(table, start=1):
+    for number, row in table:
         cells = [cell.strip() for cell in row]
         if not any(cells):
             continue
