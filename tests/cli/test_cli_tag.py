@@ -130,6 +130,18 @@ def test_new_words_can_be_read_by_their_vectors(folder: Path) -> None:
     assert "vectors: 1 of 10 numbers\n" in out
 
 
+def test_with_digits_to_zero_the_word_with_zeros_has_the_vector(folder: Path, tmp_path: Path) -> None:
+    text = "".join(f"in O\n19{year} {'B-X' if year % 2 else 'O'}\n\n" for year in range(10, 22))
+    (tmp_path / "years.conll").write_text(text)
+    vectors = tmp_path / "v.txt"
+    vectors.write_text("0000 " + " ".join(["0.1"] * 10) + "\nx0 " + " ".join(["0.2"] * 10) + "\n")
+    with_vectors = ("--vectors", str(vectors), "--digits-to-zero", "--out", str(tmp_path / "m"))
+    code, out, err = call("train", str(tmp_path / "years.conll"), *SMALL, *with_vectors)
+    assert (code, "vectors: 1 of 10 numbers\n" in out) == (0, True), err
+    code, _, err = call("predict", "-", "--model", str(tmp_path / "m"), "--vectors", str(vectors), text="x9 1999\n")
+    assert (code, err) == (0, "1 new words read by their vectors\n")
+
+
 def test_parts_of_speech_are_counted_by_tokens(tmp_path: Path) -> None:
     text = "".join(f"{w} {'AB'[i % 2]}\n{w}x C\n\n" for i, w in enumerate("abcdefghijkl"))
     (tmp_path / "pos.conll").write_text(text)

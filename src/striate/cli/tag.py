@@ -84,7 +84,8 @@ def train(
 
     columns = (format_, token_column, tag_column, chat_tokens)
     parts = _parts(data, dev, test, columns, seed)
-    words = {word for part in parts.values() for sentence in part for word in sentence.tokens}
+    tokens = {word for part in parts.values() for sentence in part for word in sentence.tokens}
+    words = _looked_up(tokens, digits_to_zero)
     known = None if vectors is None else read_vectors(vectors, words)
     trained_on = {tag for sentence in parts["train"] for tag in sentence.tags or ()}
     for name, path in (("dev", dev), ("test", test)):
@@ -281,8 +282,16 @@ def _learn_words(tagger: Any, tokens: Sequence[Sequence[str]], vectors: Path | N
 
     if vectors is not None:
         words = {word for sentence in tokens for word in sentence}
-        new = tagger.add_words(sorted(words), read_vectors(vectors, words))
+        found = read_vectors(vectors, _looked_up(words, tagger.vocabulary.digits_to_zero))
+        new = tagger.add_words(sorted(words), found)
         typer.echo(f"{new} new words read by their vectors", err=True)
+
+
+def _looked_up(words: set[str], digits_to_zero: bool) -> set[str]:
+    """Return the forms of words that may have a vector."""
+    from striate.tasks.tagging.vocabulary import zeros_for_digits
+
+    return words | {zeros_for_digits(word) for word in words} if digits_to_zero else words
 
 
 def _judge(tagger: Any, sentences: Sequence[TaggedSentence]) -> dict[str, Any]:
