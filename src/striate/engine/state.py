@@ -24,6 +24,7 @@ __all__ = [
     "find_device",
     "full_precision",
     "inspected",
+    "is_compiled",
     "mix_seeds",
     "seeded",
     "transformed",
@@ -95,14 +96,18 @@ def _exact_cudnn() -> Iterator[None]:
             setattr(cudnn, name, value)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether ``torch.compile`` was called on the module itself."""
+    return bool(module._compiled_call_impl) or "_orig_mod" in module._modules
+
+
 def as_written(model: nn.Module) -> AbstractContextManager[Any]:
     """Return a context in which a network that went through ``torch.compile`` runs as it is written."""
     return _eager(model.modules())
 
 
 def _eager(modules: Iterable[nn.Module]) -> AbstractContextManager[Any]:
-    compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module in modules)
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return torch.compiler.set_stance("force_eager") if any(map(is_compiled, modules)) else nullcontext()
 
 
 class StillStatistics(AbstractContextManager[None]):
