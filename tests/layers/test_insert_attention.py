@@ -121,6 +121,14 @@ def test_a_stem_that_turns_pixels_into_channels() -> None:
     assert gated.attention_after == ("body.layer1", "body.layer2", "body.layer3", "body.layer4")
 
 
+def test_the_gates_of_a_compiled_network_have_one_name_each() -> None:
+    gated, images = insert_das(ResNetMicro()), torch.rand(2, 3, 32, 32)
+    maps = gate_maps(torch.compile(gated, backend="eager"), images)  # type: ignore[arg-type]
+    assert list(maps) == list(gated.attention_after)  # type: ignore[arg-type]
+    for name, value in gate_maps(gated, images).items():
+        assert torch.equal(maps[name], value)
+
+
 def test_a_network_of_random_filters_takes_a_gate() -> None:
     gated = insert_das(to_lc(ResNetMicro(), 2, path="kernel"), "layer1")
     assert gated.attention_after == ("layer1",)

@@ -175,12 +175,11 @@ def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Raises:
         LayerError: there is no attention in it.
     """
-    found: dict[str, nn.Module] = {}
+    found = {name: model.get_submodule(f"{name}.attention") for name in getattr(model, "attention_after", ())}
     for name, module in model.named_modules():
-        if isinstance(module, DAS):
+        # By identity: a compiled network has each module under a second name.
+        if isinstance(module, DAS) and all(module is not other for other in found.values()):
             found[name.removesuffix(".attention")] = module
-    for name in getattr(model, "attention_after", ()):
-        found.setdefault(name, model.get_submodule(f"{name}.attention"))
     if not found:
         raise LayerError(f"{type(model).__name__} has no attention module; put some in with insert_das.")
     maps: dict[str, Tensor] = {}
