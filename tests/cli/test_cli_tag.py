@@ -130,6 +130,18 @@ def test_new_words_can_be_read_by_their_vectors(folder: Path) -> None:
     assert "vectors: 1 of 10 numbers\n" in out
 
 
+def test_with_digits_to_zero_the_word_with_zeros_has_the_vector(folder: Path, tmp_path: Path) -> None:
+    text = "".join(f"in O\n19{year} {'B-X' if year % 2 else 'O'}\n\n" for year in range(10, 22))
+    (tmp_path / "years.conll").write_text(text)
+    vectors = tmp_path / "v.txt"
+    vectors.write_text("0000 " + " ".join(["0.1"] * 10) + "\nx0 " + " ".join(["0.2"] * 10) + "\n")
+    with_vectors = ("--vectors", str(vectors), "--digits-to-zero", "--out", str(tmp_path / "m"))
+    code, out, err = call("train", str(tmp_path / "years.conll"), *SMALL, *with_vectors)
+    assert (code, "vectors: 1 of 10 numbers\n" in out) == (0, True), err
+    code, _, err = call("predict", "-", "--model", str(tmp_path / "m"), "--vectors", str(vectors), text="x9 1999\n")
+    assert (code, err) == (0, "1 new words read by their vectors\n")
+
+
 def test_parts_of_speech_are_counted_by_tokens(tmp_path: Path) -> None:
     text = "".join(f"{w} {'AB'[i % 2]}\n{w}x C\n\n" for i, w in enumerate("abcdefghijkl"))
     (tmp_path / "pos.conll").write_text(text)
@@ -203,3 +215,29 @@ def test_too_little_text_is_said(tmp_path: Path) -> None:
     code, _, err = call("train", str(tmp_path / "bare.conll"), "--out", str(tmp_path / "m"))
     assert code == 2
     assert "tagged" in err
+
+
+def test_text_to_be_judged_on_is_looked_at_before_training(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "other.conll").write_text("a DET\n\n")
+    (tmp_path / "bare.conll").write_text("a\nb\n\n")
+    for option, name, match in (("--test", "other", "None of the text's tags"), ("--dev", "bare", "has no tags")):
+        out = tmp_path / "m"
+        code, _, err = call(
+            "train", str(folder / "train.conll"), *SMALL, option, str(tmp_path / f"{name}.conll"), "--out", str(out)
+        )
+        assert (code, out.exists()) == (2, False)
+        assert match in err
+
+
+def test_columns_of_conllu_are_not_taken_for_gold_and_predicted(tmp_path: Path) -> None:
+    path = tmp_path / "a.conllu"
+    path.write_text("1\ta\t_\tDET\t_\t_\t0\troot\t_\t_\n\n")
+    code, out, err = call("evaluate", str(path), "--predicted")
+    assert (code, out) == (2, "")
+    assert "used with columns" in err
+
+
+def test_bytes_on_standard_input_that_are_no_utf_8_are_refused(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["tag", "predict", "-", "--model", str(folder / "m")], input=b"K\xf6ln\n")
+    assert result.exit_code == 2
+    assert "not UTF-8" in result.stderr

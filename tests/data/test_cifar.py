@@ -68,6 +68,8 @@ def test_a_pickle_with_code_is_not_run(root: Path) -> None:
         ({"data": np.zeros((2, 3072), np.float32), "labels": [0, 1]}, "float32"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}, "outside 0 to 9"),
         ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 1]}, "other CIFAR"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": ["0", "1"]}, "does not hold CIFAR labels"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": None}, "does not hold CIFAR labels"),
         (b"", "cannot be read"),
     ],
 )

@@ -163,6 +163,14 @@ def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory,
     assert read_tagged(path, format, **options) == made  # type: ignore[arg-type]
 
 
+def test_conllu_becomes_columns_of_token_and_tag(tmp_path: Path) -> None:
+    found = read_conllu(save(tmp_path, CONLLU.replace("\tnos\t", "\tNew York\t")))[:1]
+    again = read_tagged(write_tagged(tmp_path / "columns", found, "conll"))
+    assert [(item.tokens, item.tags) for item in again] == [(item.tokens, item.tags) for item in found]
+    with pytest.raises(InputError, match=r"without blanks.*'New York'"):
+        format_tagged([TaggedSentence(item.tokens, item.tags) for item in found], "chat")
+
+
 def test_plain_text_is_a_sentence_a_line(tmp_path: Path) -> None:
     found = read_tagged(save(tmp_path, "Paris is  nice .\n\nSo is May\n"), "text")
     assert [item.tokens for item in found] == [("Paris", "is", "nice", "."), ("So", "is", "May")]

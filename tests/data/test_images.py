@@ -423,6 +423,26 @@ def test_tables_with_and_without_header(tmp_path: Path, header: str, delimiter: 
     assert reasons == {"missing.png": "listed in the labels, but not there", "c.png": "not listed in the labels"}
 
 
+@pytest.mark.parametrize("classes", [None, ["ape", "dog"]])
+def test_a_header_of_other_words_is_seen_and_quoted(tmp_path: Path, classes: list[str] | None) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image_path,species\na.png,dog\nb.png,ape\n")
+    found = labels_from_csv(table, ["a.png", "b.png"], classes)
+    assert (found.labels, found.class_names) == ({"a.png": 1, "b.png": 0}, ("ape", "dog"))
+    assert (found.missing, "image_path and species" in found.rule) == ((), True)
+    for first in ("gone.png,cat", "gone,dog", "gone,7"):  # a file; a class that comes again; a number
+        table.write_text(f"{first}\na.png,dog\nb.png,dog\n")
+        assert labels_from_csv(table, ["a.png", "b.png"]).missing == (first.split(",")[0],)
+
+
+def test_of_more_columns_the_header_tells_the_label(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image_id,split,label\na.png,train,dog\nb.png,train,ape\n")
+    assert labels_from_csv(table, ["a.png", "b.png"]).labels == {"a.png": 1, "b.png": 0}
+    table.write_text("a.png,dog,\nb.png,ape,\n")  # nothing behind the last comma
+    assert labels_from_csv(table, ["a.png", "b.png"]).labels == {"a.png": 1, "b.png": 0}
+
+
 def test_numbers_and_names_without_a_models_names(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("a.png,3\nb.png,0\n")
@@ -433,6 +453,23 @@ def test_numbers_and_names_without_a_models_names(tmp_path: Path) -> None:
     words = labels_from_csv(table, ["a.png", "b.png"])
     assert words.labels == {"a.png": 1, "b.png": 0}
     assert words.class_names == ("ape", "dog")
+
+
+def test_numbers_that_are_no_class_numbers_are_not_sorted_as_words(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    for wrong in ("2.0", "-1"):
+        table.write_text(f"a.png,10\nb.png,{wrong}\n")
+        with pytest.raises(DataError, match=f"line 2: '{wrong}' is no class number"):
+            labels_from_csv(table, ["a.png", "b.png"])
+
+
+def test_a_cell_may_have_a_line_end_in_it(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text('a.png,"small\ndog"\nb.png,ape\u2028c\n', encoding="utf-8")
+    assert labels_from_csv(table, ["a.png", "b.png"]).class_names == ("ape\u2028c", "small\ndog")
+    table.write_text('a.png,"small\ndog"\nb.png\n')
+    with pytest.raises(DataError, match="line 3: two columns"):
+        labels_from_csv(table, ["a.png", "b.png"])
 
 
 def test_classes_that_are_called_by_numbers_are_names_in_a_table_too(tmp_path: Path) -> None:
@@ -467,6 +504,8 @@ def test_labels_that_a_model_of_so_many_classes_cannot_have_are_refused(tmp_path
         ("", "holds no labels"),
         ("file,label\n", "holds no labels"),
         ("a.png\n", "line 1: two columns"),
+        ("a.png,train,dog\n", "line 1: two columns.*Leave the others out"),
+        ("file,split,label\na.png,dog\n", "line 2: two columns"),
         ("a.png,7\n", "line 1: '7' is no class of the model's 2"),
         ("file,label\na.png,dgo\n", "line 2: 'dgo' is no class of the model's 2. Did you mean 'dog'"),
         ("a.png,dog\na.png,cat\n", "line 2: 'a.png' has two labels"),
@@ -491,6 +530,9 @@ def test_a_missing_or_binary_table_is_named(tmp_path: Path) -> None:
 
 
 def test_arrays_tensors_and_what_is_refused() -> None:
+    bgr = np.zeros((2, 8, 8, 3), np.uint8)
+    bgr[..., 0] = 255
+    assert read_images(bgr[..., ::-1], SMALL).images.mean(dim=(0, 2, 3)).tolist() == [0, 0, 1]
     uint8 = np.full((2, 8, 8, 3), 255, np.uint8)
     found = read_images(uint8, SMALL, labels=[3, 4])
     assert found.images.shape == (2, 3, 8, 8)

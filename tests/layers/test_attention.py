@@ -369,3 +369,24 @@ def test_what_cannot_be_smoothed_is_refused() -> None:
     linear = timm.create_model("efficientvit_b0").eval()  # attention without a softmax
     with smooth_attention(linear, 2.0), pytest.raises(ModelError, match=r"no softmax of Q Kᵀ"):
         linear(torch.rand(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_compiled_code_takes_the_temperature_once_or_is_refused(fused: bool) -> None:
+    vit = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3)
+    for block in vit.blocks:
+        block.attn.fused_attn = fused
+        torch.nn.init.normal_(block.attn.qkv.weight)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.compiler.reset()
+    compiled = torch.compile(vit.eval(), backend="eager")
+    with torch.no_grad():
+        plain = compiled(images)
+        with pytest.raises(ModelError, match=r"torch\.compile"):
+            smooth_attention(compiled, 5.0)
+        with smooth_attention(vit, 5.0):
+            smoothed = vit(images)
+            assert (smoothed - plain).abs().max() > 1e-4
+            torch.compiler.reset()
+            assert torch.equal(torch.compile(vit, backend="eager")(images), smoothed)
+    torch.compiler.reset()

@@ -53,6 +53,7 @@ def test_everything_but_the_padding_learns() -> None:
     assert gradient is not None
     assert gradient[0].abs().sum() == 0
     assert (gradient[1:].abs().sum(1) > 0).all()  # the word-end symbol too
+    assert cnn(torch.zeros(0, 4, dtype=torch.long)).shape == (0, 30)
 
 
 @pytest.mark.parametrize(("arguments", "name"), [((1,), "num_chars"), ((5, 0), "dim"), ((5, 3, 0), "filters")])

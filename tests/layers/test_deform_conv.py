@@ -101,6 +101,51 @@ def test_finite_differences(options) -> None:
     assert torch.autograd.gradcheck(lambda *args: deform_conv2d(*args, **geometry), tensors, eps=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"mask": False}, {"channels": 4, "out": 4, "groups": 2, "moved": 2}])
+def test_second_derivatives(options) -> None:
+    tensors, geometry = problem(**({"channels": 2, "out": 2, "size": (3, 4)} | options))
+    tensors = [t for t in tensors if t is not None]
+    assert torch.autograd.gradgradcheck(lambda *args: deform_conv2d(*args, **geometry), tensors)
+
+
+@pytest.mark.parametrize("options", PROBLEMS, ids=str)
+def test_transforms_give_the_operators_gradient(options) -> None:
+    tensors, geometry = problem(**options)
+    with torch.no_grad():
+        tensors[1][0].round_()  # at whole numbers bilinear sampling has two slopes: those of one convention
+    given = [t for t in tensors if t is not None]
+    place = tensors[4] is not None
+
+    def energy(*args):
+        return deform_conv2d(*args[:4], args[4] if place else None, **geometry).square().sum()
+
+    ours = torch.func.grad(energy, argnums=tuple(range(len(given))))(*(t.detach() for t in given))
+    for mine, other in zip(ours, torch.autograd.grad(energy(*given), given), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-9, atol=1e-9)
+
+
+def test_tangents_and_single_gradients() -> None:
+    (x, offset, weight, *_), geometry = problem(mask=False, size=(3, 4))
+    x, offset, weight = x.detach(), offset.detach(), weight.detach()
+
+    def layer(x):
+        return deform_conv2d(x, offset[: len(x)], weight, **geometry)
+
+    assert torch.allclose(torch.func.jvp(layer, (x,), (x,))[1], layer(x))  # linear in the image
+    each = torch.func.vmap(torch.func.grad(lambda one: layer(one[None]).square().sum()))(x)
+    by_hand = torch.func.grad(lambda one: layer(one).square().sum())(x[:1])
+    assert torch.allclose(each[:1], by_hand)
+
+
+def test_a_backward_pass_inside_of_autocast() -> None:
+    tensors, geometry = problem(dtype=torch.float32)
+    expected = torch.autograd.grad(deform_conv2d(*tensors, **geometry).sum(), tensors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(deform_conv2d(*tensors, **geometry).sum(), tensors)
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+
+
 @pytest.mark.parametrize(("out", "groups"), [(5, 1), (8, 8), (8, 4)])
 def test_without_offsets_it_is_the_convolution(out, groups) -> None:
     (x, offset, weight, bias, _), geometry = problem(channels=8, out=out, groups=groups, dtype=torch.float32)
@@ -229,6 +274,7 @@ def test_the_operator_keeps_the_rules_of_operators() -> None:
         ({1: torch.zeros(2, 17, 7, 9)}, "offset"),
         ({1: torch.zeros(1, 18, 7, 9)}, "offset"),
         ({2: torch.zeros(4, 5, 3, 3)}, "weight"),
+        ({2: torch.zeros(4, 0, 3, 3)}, "weight"),
         ({4: torch.zeros(2, 18, 7, 9)}, "mask"),
         ({0: torch.zeros(2, 6, 7, 9, dtype=torch.long)}, "x"),
         ({1: torch.zeros(2, 18, 7, 9, device="meta")}, "offset"),
@@ -247,3 +293,10 @@ def test_what_does_not_fit_is_refused(change, name) -> None:
         DeformConv2d(4, 6, groups=4)
     with pytest.raises(InputError, match="offset_groups"):
         DeformConv2d(4, 6, offset_groups=3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("stride", 0), ("padding", -1), ("dilation", (1, 0))])
+def test_a_geometry_that_is_none_is_refused(name, value) -> None:
+    tensors, geometry = problem()
+    with pytest.raises(InputError, match=f"'{name}' of deform_conv2d"):
+        deform_conv2d(*tensors, **{**geometry, name: value})

@@ -57,3 +57,5 @@ def test_gradients_and_refusals() -> None:
         haar_dwt2d(torch.zeros(3, 4, 4))
     with pytest.raises(InputError, match="N, C, 4"):
         haar_idwt2d(torch.zeros(1, 2, 3, 4, 4))
+    with pytest.raises(InputError, match=r"at most \(8, 6\)"):
+        haar_idwt2d(torch.zeros(1, 2, 4, 4, 3), (8, 7))

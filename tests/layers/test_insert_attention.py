@@ -13,6 +13,7 @@ from torch import nn
 from striate.errors import InputError, LayerError
 from striate.layers.das import DAS
 from striate.layers.insert_attention import Gated, attention_stages, gate_maps, insert_attention, insert_das
+from striate.layers.to_lc import to_lc
 from striate.models.micro import ResNetMicro
 from striate.testing import check_model, left_as_it_came
 
@@ -120,6 +121,20 @@ def test_a_stem_that_turns_pixels_into_channels() -> None:
     assert gated.attention_after == ("body.layer1", "body.layer2", "body.layer3", "body.layer4")
 
 
+def test_the_gates_of_a_compiled_network_have_one_name_each() -> None:
+    gated, images = insert_das(ResNetMicro()), torch.rand(2, 3, 32, 32)
+    maps = gate_maps(torch.compile(gated, backend="eager"), images)  # type: ignore[arg-type]
+    assert list(maps) == list(gated.attention_after)  # type: ignore[arg-type]
+    for name, value in gate_maps(gated, images).items():
+        assert torch.equal(maps[name], value)
+
+
+def test_a_network_of_random_filters_takes_a_gate() -> None:
+    gated = insert_das(to_lc(ResNetMicro(), 2, path="kernel"), "layer1")
+    assert gated.attention_after == ("layer1",)
+    assert gated(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_what_cannot_be_done_is_said() -> None:
     model = ResNetMicro()
     with torch.device("meta"), pytest.raises(LayerError, match=r"image of 20 x 20.*image_size"):
@@ -132,7 +147,11 @@ def test_what_cannot_be_done_is_said() -> None:
         swin = timm.create_model("swin_tiny_patch4_window7_224")
     with pytest.raises(LayerError, match=r"attention needs \(N, C, H, W\)"):
         insert_das(swin)
-    with pytest.raises(LayerError, match="nowhere"):
+    with torch.device("meta"):
+        hrnet = timm.create_model("hrnet_w18_small")
+    with pytest.raises(LayerError, match=r"^Without after=, attention goes after stage1.*after=\["):
+        insert_das(hrnet)
+    with pytest.raises(LayerError, match=r"^The model has no layer 'nowhere'"):
         insert_das(model, after=["nowhere"])
     with pytest.raises(InputError, match="'after'"):
         insert_das(model, after=[])

@@ -254,6 +254,7 @@ def test_a_fraction_of_the_channels_will_do() -> None:
     [
         ({"expansion": 0.1}, "at least 1/6"),
         ({"expansion": 1.4}, "whole number"),
+        ({"expansion": float("nan")}, "whole number"),
         ({"bank": FilterBank(10)}, "at least 432"),
         ({"bank": FilterBank(999), "learn_filters": True}, "learn_filters"),
         ({"path": "fast"}, "'direct'"),

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from striate.errors import InputError
 from striate.layers import native_chain
@@ -188,6 +189,27 @@ def test_of_equal_paths_every_backend_takes_the_same() -> None:
     unary, pairwise = torch.zeros(1, 6, 4), torch.zeros(4, 4)
     for backend in ("native", "sequential") if native_chain.available() else ("sequential",):
         assert viterbi(unary, pairwise, torch.tensor([6]), backend=backend)[0].tolist() == [[0] * 6]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_transforms_of_torch_func(backend: str) -> None:
+    unary, pairwise = scores(2, 4, 3, shared=True, seed=3)
+    lengths = torch.tensor([4, 2])
+
+    def log_z(unary: Tensor) -> Tensor:
+        return log_partition(unary, pairwise, lengths, backend=backend)
+
+    _, expected = chain_marginals(unary, pairwise, lengths)
+    torch.testing.assert_close(torch.func.grad(lambda x: log_z(x).sum())(unary), expected)
+    ones = torch.ones_like(unary)  # one more for each label is one more for each step
+    torch.testing.assert_close(torch.func.jvp(log_z, (unary,), (ones,))[1], lengths.double())
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(log_z(forward_ad.make_dual(unary, ones))).tangent
+        marginals = chain_marginals(forward_ad.make_dual(unary, unary), pairwise, lengths, backend=backend)[1]
+        moved = forward_ad.unpack_dual(marginals).tangent
+    torch.testing.assert_close(tangent, lengths.double())
+    further = chain_marginals((1 + 1e-6) * unary, pairwise, lengths)[1]
+    torch.testing.assert_close(moved, (further - expected) / 1e-6, rtol=1e-4, atol=1e-4)
 
 
 def test_marginals_are_differentiable_where_asked_for() -> None:

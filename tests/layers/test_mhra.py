@@ -76,3 +76,7 @@ def test_errors() -> None:
         LocalMHRA(4, 4)
     with pytest.raises(InputError, match="num_heads"):
         GlobalMHRA(8, 3)
+    with pytest.raises(InputError, match="window"):
+        GlobalMHRA(8, 2, window=0)
+    with pytest.raises(InputError, match="N, H, W, C"):
+        GlobalMHRA(8, 2, window=2)(torch.rand(1, 16, 8))

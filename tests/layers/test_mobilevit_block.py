@@ -143,3 +143,7 @@ def test_impossible_options_are_refused(options: dict[str, object], message: str
 def test_a_patch_larger_than_the_map_is_refused() -> None:
     with pytest.raises(InputError, match="no larger than the map"):
         block(patch_size=4)(torch.randn(1, 6, 3, 8))
+    with pytest.raises(InputError, match="no larger than the map"):
+        unfold_patches(torch.randn(1, 6, 3, 8), (0, 2))
+    with pytest.raises(InputError, match="B, d, H, W"):
+        unfold_patches(torch.randn(6, 3, 8), (2, 2))

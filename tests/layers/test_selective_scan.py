@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from striate.engine.macs import count_macs
 from striate.errors import InputError, UnstableWarning
@@ -237,14 +238,62 @@ def test_the_recurrence_itself_in_four_ways() -> None:
         linear_scan(a, b, backend="magic")
 
 
-def test_only_the_loop_can_be_differentiated_twice_and_others_say_so() -> None:
-    p = problem(1, 2, 1, 1, 4, torch.float64)
-    u = p["u"].requires_grad_()
-    (first,) = torch.autograd.grad(selective_scan(**p, backend="reference").square().sum(), u, create_graph=True)
-    assert torch.autograd.grad(first.sum(), u)[0].abs().sum() > 0
-    (first,) = torch.autograd.grad(selective_scan(**p, backend="chunked").square().sum(), u, create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(first.sum(), u)
+@pytest.mark.parametrize("backend", EVERY)
+def test_second_derivatives(backend: str) -> None:
+    p = problem(1, 2, 1, 2, 4, torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in p.values()]
+
+    def scan(*tensors: Tensor) -> Any:
+        named = dict(zip(p, tensors, strict=True))
+        return selective_scan(**named, delta_softplus=True, return_last_state=True, backend=backend)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradgradcheck(scan, leaves)
+    (first,) = torch.autograd.grad(scan(*leaves)[0].square().sum(), leaves[2], create_graph=True)
+    assert first.requires_grad
+
+
+@pytest.mark.parametrize("backend", [*HERE, "auto"])
+@pytest.mark.filterwarnings("error::UserWarning")  # as vmap gives where an operator is called once a sample
+def test_transforms_are_those_of_the_loop(backend: str) -> None:
+    p = problem(2, 2, 1, 2, 4, torch.float64)
+
+    def found(backend: str) -> list[Tensor]:
+        def scan(A: Tensor) -> Tensor:
+            return selective_scan(**{**p, "A": A}, delta_softplus=True, backend=backend)  # type: ignore[arg-type]
+
+        def energy(A: Tensor) -> Tensor:
+            return scan(A).square().sum()
+
+        A, many = p["A"], torch.stack([p["A"], 2 * p["A"]])
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(scan(forward_ad.make_dual(A, torch.ones_like(A)))).tangent
+        return [
+            torch.func.grad(energy)(A),
+            torch.func.jvp(scan, (A,), (torch.ones_like(A),))[1],
+            torch.func.vmap(torch.func.grad(energy))(many),
+            torch.func.hessian(energy)(A),
+            tangent,
+        ]
+
+    for ours, plain in zip(found(backend), found("reference"), strict=True):
+        assert plain.abs().max() > 0.01
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("backend", EVERY)
+@pytest.mark.parametrize("sizes", [{"states": 0}, {"dim": 0, "groups": 1}], ids=str)
+def test_without_states_or_channels_no_gradient_is_left_unset(backend: str, sizes: dict[str, int]) -> None:
+    p = {name: tensor.requires_grad_() for name, tensor in problem(**sizes).items() if name != "z"}
+    filler = [torch.full((n,), 7.0) for n in range(1, 500)]  # what would be found in memory that nobody sets
+    del filler
+    y, last = selective_scan(**p, return_last_state=True, backend=backend)  # type: ignore[arg-type]
+    torch.testing.assert_close(y, p["D"][:, None] * p["u"])
+    found = torch.autograd.grad(y.sum() + last.sum(), list(p.values()), allow_unused=True)
+    expected = {"u": p["D"][:, None].expand_as(p["u"]), "D": p["u"].sum(dim=(0, 2))}
+    for name, gradient in zip(p, found, strict=True):
+        torch.testing.assert_close(
+            torch.zeros_like(p[name]) if gradient is None else gradient, expected.get(name, torch.zeros_like(p[name]))
+        )
 
 
 # ------------------------------------------------------------------------------------------- precision, stepping
@@ -349,6 +398,8 @@ def test_refusals(change: dict[str, object], words: str) -> None:
     ("change", "name"),
     [
         ({"x": torch.zeros(2, 6, dtype=torch.long)}, "x"),
+        ({"state": torch.zeros(2, 6, 3, dtype=torch.long)}, "state"),  # would be cut off at every step
+        ({"A": torch.zeros(6, 3, dtype=torch.cfloat)}, "A"),
         ({"dt": torch.zeros(2, 5)}, "dt"),
         ({"z": torch.zeros(2, 1)}, "z"),
         ({"D": torch.zeros(5)}, "D"),
@@ -360,7 +411,7 @@ def test_a_step_that_does_not_fit_is_refused(change: dict[str, Tensor], name: st
     p = {key: value[..., 0] if value.dim() > 2 else value for key, value in problem().items()}
     step = {"x": p["u"], "dt": p["delta"], "A": p["A"], "B": p["B"], "C": p["C"], "D": p["D"], "z": p["z"]}
     with pytest.raises(InputError, match=f"'{name}' of selective_state_update"):
-        selective_state_update(torch.zeros(2, 6, 3), **{**step, **change})
+        selective_state_update(**{"state": torch.zeros(2, 6, 3), **step, **change})
 
 
 def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,3 +142,6 @@ def test_refusals() -> None:
         SS2D(8, d_conv=2)
     with pytest.raises(InputError, match="'ssm_init' of SS2D"):
         SS2D(8, ssm_init="v3")  # type: ignore[arg-type]
+    for options, name in (({"ssm_ratio": 0.1}, "d_inner"), ({"d_state": 0}, "d_state"), ({"dt_rank": 0}, "dt_rank")):
+        with pytest.raises(InputError, match=f"'{name}' of SS2D must be >= 1"):
+            SS2D(8, **options)  # type: ignore[arg-type]

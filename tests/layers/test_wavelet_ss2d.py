@@ -115,6 +115,8 @@ def test_split_channels() -> None:
         split_channels(24, 1.0, 0.0)
     with pytest.raises(InputError, match="local_ratio"):
         split_channels(32, 0.5, 1.5)
+    with pytest.raises(InputError, match="odd"):
+        MRFFI(24, 0.2, 0.8, kernel_size=4)
 
 
 @torch.no_grad()

@@ -337,3 +337,8 @@ def test_exports() -> None:
 def test_dims_and_depths_must_agree() -> None:
     with pytest.raises(InputError, match="dims"):
         EfficientVMamba(dims=(8, 16), depths=(1, 1, 1))
+
+
+def test_an_image_smaller_than_a_patch_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 2 pixels"):
+        EfficientVMamba(dims=(8, 16), depths=(1, 1), patch_size=2)(torch.rand(1, 3, 1, 9))

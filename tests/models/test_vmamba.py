@@ -132,3 +132,6 @@ def test_what_is_not_decayed_and_refusals() -> None:
     assert len(names) == 3 * 5  # five blocks
     with pytest.raises(InputError, match="4 stages"):
         VMamba(dims=(32, 64))
+    with pytest.raises(InputError, match="at least 4 pixels"):
+        VMamba(8, (1, 1), vanilla=True)(torch.rand(1, 3, 3, 9))
+    assert VMamba(8, (1, 1), num_classes=2)(torch.rand(1, 3, 1, 1)).shape == (1, 2)

@@ -79,3 +79,5 @@ def test_signs_of_gradients_are_not() -> None:
 def test_refusals() -> None:
     with pytest.raises(InputError, match="patch rotations"):
         check_equivariance(TwoStepGD(), "translation")
+    with pytest.raises(InputError, match="no spread"):  # whose interval would be a point
+        check_equivariance(RidgeLearner(), "rotation", repeats=1)

@@ -67,6 +67,8 @@ def test_a_cheat_does_and_is_found_out() -> None:
 def test_refusals() -> None:
     with pytest.raises(InputError, match="locally separated"):
         fano_trial(nearest, CODES, 1.0, 3, cosine=0.5)
+    with pytest.raises(InputError, match=r"in \(0, 1\]"):
+        locally_separated(CODES, 1.5)
     with pytest.raises(InputError):
         fano_bound(-1.0, 4)
     with pytest.raises(InputError):

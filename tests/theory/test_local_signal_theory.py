@@ -73,6 +73,11 @@ def test_refusals() -> None:
         lambda: predicted_cosine("fcn", 10, 2, 2, 1),
         lambda: oracle_accuracy(2, 2, 1, -0.1),
         lambda: linear_accuracy(2, 0),
+        lambda: linear_accuracy(2, math.nan),
+        lambda: oracle_accuracy(2, 2, math.inf, 0.1),
+        lambda: theorem_rate("lcn", 2, 2, -1),
+        lambda: theorem_rate("lcn", 2, 0, 1),
+        lambda: predicted_cosine("cnn", 0, 2, 2, 1),
     ):
         with pytest.raises(InputError):
             call()

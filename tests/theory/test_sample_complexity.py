@@ -149,12 +149,21 @@ def test_an_interval_is_of_resampled_repeats() -> None:
     assert (split.interval().low, split.interval().high) == (4, 16)
 
 
+def test_a_single_repeat_is_not_taken_for_certainty() -> None:
+    single = [curve((n // 2, (0.1,)), (n, (0.9,)), n=float(n)) for n in (8, 20, 32)]
+    assert (single[0].interval().low, single[0].interval().high) == (0, math.inf)
+    assert scaling_fit(single, [1, 2, 4]).slope == scaling_fit([8, 20, 32], [1, 2, 4]).slope
+    assert scaling_fit(single[:2], [1, 2]).slope.high == math.inf
+
+
 def test_slopes() -> None:
     exact = scaling_fit([3.0 * k**1.7 for k in (5, 10, 20)], [5, 10, 20])
     assert exact.slope.value == pytest.approx(1.7)
     assert exact.factor == pytest.approx(3)
     assert exact.slope.high - exact.slope.low == pytest.approx(0, abs=1e-6)
     assert exact.at(10) == pytest.approx(3 * 10**1.7)
+    doubled = scaling_fit([10, 40, 160], [1, 2, 4]).slope
+    assert doubled.low <= doubled.value <= doubled.high
     noisy = scaling_fit([10, 45, 150], [1, 2, 4])
     assert noisy.slope.low < noisy.slope.value < noisy.slope.high
     assert math.isinf(scaling_fit([10, 45], [1, 2]).slope.high)
@@ -191,7 +200,11 @@ def test_refusals() -> None:
         lambda: sample_complexity(learner, TASK, target=0.9, metric=lambda *_: torch.zeros(3, 3)),
         lambda: scaling_fit([1.0, math.inf], [1, 2]),
         lambda: scaling_fit([1.0, 2.0], [1, 1]),
+        lambda: scaling_fit([1.0, 2.0], [1, math.nan]),
         lambda: fit_law([], lambda k: k, []),
+        lambda: fit_law([1.0, 2.0], lambda k: k, [1]),
+        lambda: fit_law([1.0], lambda k: 0.0, [1]),
+        lambda: sample_complexity(learner, TASK, target=0.9, device="nowhere"),
     ):
         with pytest.raises(InputError):
             call()

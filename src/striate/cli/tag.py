@@ -84,8 +84,13 @@ def train(
 
     columns = (format_, token_column, tag_column, chat_tokens)
     parts = _parts(data, dev, test, columns, seed)
-    words = {word for part in parts.values() for sentence in part for word in sentence.tokens}
+    tokens = {word for part in parts.values() for sentence in part for word in sentence.tokens}
+    words = _looked_up(tokens, digits_to_zero)
     known = None if vectors is None else read_vectors(vectors, words)
+    trained_on = {tag for sentence in parts["train"] for tag in sentence.tags or ()}
+    for name, path in (("dev", dev), ("test", test)):
+        if path is not None:  # looked at now, and not when hours of training are over
+            _check_tags(parts[name], trained_on)
     tags = [sentence.tags for part in parts.values() for sentence in part if sentence.tags is not None]
     entities = chunk_scheme(tags) is not None
     for name, part in parts.items():
@@ -198,11 +203,14 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Count what is right: spans as conlleval does where the tags are chunk tags, and tokens."""
+    from striate.data.tagged import format_of
     from striate.engine.files import write_json
-    from striate.errors import DataError
+    from striate.errors import DataError, InputError
     from striate.tasks.tagging.files import load_tagger
 
     if predicted:
+        if (format_ or format_of(data)) != "conll":
+            raise InputError("--predicted", "striate tag evaluate", allowed="used with columns", got=format_ or data)
         gold, guess = (_read(data, ("conll", token_column, column, chat_tokens)) for column in (-2, -1))
         theirs, ours = ({tag for item in column for tag in item.tags or ()} for column in (gold, guess))
         if not theirs & ours:
@@ -274,24 +282,36 @@ def _learn_words(tagger: Any, tokens: Sequence[Sequence[str]], vectors: Path | N
 
     if vectors is not None:
         words = {word for sentence in tokens for word in sentence}
-        new = tagger.add_words(sorted(words), read_vectors(vectors, words))
+        found = read_vectors(vectors, _looked_up(words, tagger.vocabulary.digits_to_zero))
+        new = tagger.add_words(sorted(words), found)
         typer.echo(f"{new} new words read by their vectors", err=True)
 
 
+def _looked_up(words: set[str], digits_to_zero: bool) -> set[str]:
+    """Return the forms of words that may have a vector."""
+    from striate.tasks.tagging.vocabulary import zeros_for_digits
+
+    return words | {zeros_for_digits(word) for word in words} if digits_to_zero else words
+
+
 def _judge(tagger: Any, sentences: Sequence[TaggedSentence]) -> dict[str, Any]:
+    _check_tags(sentences, set(tagger.tags))
+    return _report([item.tags or () for item in sentences], tagger.predict([item.tokens for item in sentences]))
+
+
+def _check_tags(sentences: Sequence[TaggedSentence], known: set[str]) -> None:
+    """Refuse text without tags, or of which no tag (or type of span) is known."""
     from striate.errors import DataError
 
     untagged = next((item for item in sentences if item.tags is None), None)
     if untagged is not None:
         raise DataError(f"'{' '.join(untagged.tokens[:6])}' has no tags; evaluation needs tagged text.")
     there = {tag for item in sentences for tag in item.tags or ()}
-    known = set(tagger.tags)
     if not {tag.partition("-")[2] or tag for tag in there} & {tag.partition("-")[2] or tag for tag in known}:
         raise DataError(
             f"None of the text's tags ({_some(there)}) is one that the tagger gives ({_some(known)}); they stand in "
             "the column --tag-column."
         )
-    return _report([item.tags or () for item in sentences], tagger.predict([item.tokens for item in sentences]))
 
 
 def _some(tags: set[str]) -> str:

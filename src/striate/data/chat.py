@@ -68,12 +68,18 @@ def format_chat(sentences: Sequence[TaggedSentence], predicted: Sequence[Sequenc
     """Return a transcript with the predicted tags on its ``%mor`` tier, all else as it was read.
 
     An utterance that had no tier gets one. Sentences of another origin become utterances of one speaker.
+
+    Raises:
+        InputError: a token of another origin has a blank in it, for which CHAT has no spelling.
     """
     parts = []
     for index, sentence in enumerate(sentences):
         layout = sentence.layout if isinstance(sentence.layout, _Utterance) else None
         tags = sentence.tags if predicted is None else predicted[index]
         if layout is None:
+            blank = next((token for token in sentence.tokens if token.split() != [token]), None)
+            if blank is not None:
+                raise InputError("sentences", "format_chat", allowed="of tokens without blanks", got=f"'{blank}'")
             parts += [_HEAD] if index == 0 else []
             parts.append(f"*XXA:\t{' '.join(sentence.tokens)} .\n")
             parts += [] if tags is None else [f"%mor:\t{' '.join(map(_join, tags, sentence.tokens))} .\n"]

@@ -51,13 +51,15 @@ def _read(root: Path, classes: int, train: bool) -> LabelledImages:
     names = tuple(str(name) for name in _field(folder / meta, names_key))
     images, labels = [], []
     for file in _FILES[classes, train]:
-        pixels, numbers = np.asarray(_field(folder / file, "data")), _field(folder / file, labels_key)
+        pixels, numbers = (np.asarray(_field(folder / file, key)) for key in ("data", labels_key))
+        if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):
+            raise DataError(f"{folder / file} does not hold CIFAR labels: {numbers.dtype} {numbers.shape}.")
         if pixels.ndim != 2 or pixels.shape != (len(numbers), 3072) or pixels.dtype != np.uint8:
             raise DataError(f"{folder / file} does not hold CIFAR images: {pixels.dtype} {pixels.shape}.")
-        if len(numbers) and not 0 <= min(numbers) <= max(numbers) < classes:
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < classes:
             raise DataError(f"{folder / file} does not hold CIFAR-{classes}: a label is outside 0 to {classes - 1}.")
         images.append(torch.from_numpy(pixels.copy()).view(-1, 3, 32, 32))
-        labels.append(torch.tensor([int(number) for number in numbers]))
+        labels.append(torch.from_numpy(numbers.astype(np.int64)))
     part = "training" if train else "test"
     n = sum(map(len, labels))
     return LabelledImages(torch.cat(images), torch.cat(labels), names, f"CIFAR-{classes}, {part} part ({n:,} images)")

@@ -82,7 +82,7 @@ def read_conll(
 def format_conll(sentences: Sequence[TaggedSentence], predicted: Sequence[Sequence[str]] | None = None) -> str:
     """Return columns as they were read, and the predicted tags in one more on the right.
 
-    Sentences of another origin get two columns, token and tag.
+    Sentences of another origin, CoNLL-U among them, get two columns, token and tag.
     """
     parts = []
     for sentence in sentences if predicted is None else add_column(sentences, predicted):
@@ -217,8 +217,8 @@ def _column(column: int, width: int, path: str | Path) -> int:
 
 
 def _rows_of(sentence: TaggedSentence) -> _Rows:
-    if isinstance(sentence.layout, _Rows):
+    if isinstance(sentence.layout, _Rows) and sentence.layout.column == -1:  # else it is of CoNLL-U
         return sentence.layout
-    if sentence.tags is None:
-        return _Rows(tuple((token,) for token in sentence.tokens))
-    return _Rows(tuple(zip(sentence.tokens, sentence.tags, strict=True)))
+    gap = "\t" if any(" " in token for token in sentence.tokens) else " "
+    columns = [sentence.tokens] if sentence.tags is None else [sentence.tokens, sentence.tags]
+    return _Rows(tuple(zip(*columns, strict=True)), gap=gap)

@@ -285,7 +285,8 @@ def _from_array(
 
 def _unit_images(source: Tensor | np.ndarray, preprocessing: Preprocessing) -> Tensor:
     """Return (N, C, H, W) float32 in [0, 1] with the model's channels."""
-    values = torch.as_tensor(source).detach().cpu()
+    # A mirrored array, or one of BGR turned to RGB, has strides that a tensor cannot have.
+    values = torch.as_tensor(np.ascontiguousarray(source) if isinstance(source, np.ndarray) else source).detach().cpu()
     if values.dim() == 3:
         values = values[None]
     if isinstance(source, np.ndarray) and values.dim() == 4:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from striate.engine.model import imagenet_classes
 from striate.errors import DataError, did_you_mean
@@ -14,10 +15,12 @@ from striate.errors import DataError, did_you_mean
 __all__ = ["Labelling", "labels_by_folder", "labels_from_csv"]
 
 _WNID = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 _MANY = 2**31
 """No class number is as large where the number of classes is not known."""
 
-_HEADERS = {"file", "filename", "file_name", "image", "name", "path"}
+_FILES = {"file", "filename", "file_name", "image", "name", "path"}
+_LABELS = {"label", "label_name", "class", "class_name", "category", "target"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,10 @@ def labels_from_csv(
     Args:
         path: the table; comma, semicolon or tab; UTF-8. A file is given by its relative path, or by its bare name
             where only one image has it. A label is a class number or a class name; where all are names of classes,
-            names, so that classes may be called 10 and 2.
+            names, so that classes may be called 10 and 2. With more columns the first is the file, and the header
+            tells which one is the label (label, class, category, target). A first line that names no image and
+            nothing that looks like a file, and whose label is no class and never comes again, is a header too; the
+            rule quotes it.
         names: of the images, relative, with forward slashes.
         class_names: of the model; without them, label names are numbered in sorted order.
         num_classes: of the model, where only their number is known: as many label names there must be.
@@ -91,12 +97,22 @@ def labels_from_csv(
     path = Path(path)
     rows = _rows(path)
     known = None if class_names is None else tuple(class_names)
+    places = _unique_names(known or ())
     bare: dict[str, list[str]] = {}
     for name in names:
         bare.setdefault(name.rsplit("/", 1)[-1], []).append(name)
     texts: dict[str, tuple[int, str]] = {}
     missing = []
     all_names = set(names)
+    passed = ""
+    (_, file, label), *others = rows
+    if (
+        others
+        and not PurePosixPath(file).suffix
+        and not (file in all_names or file in bare or label.isdecimal() or _plain(label) in places)
+        and all(label != other for _, _, other in others)
+    ):
+        passed, rows = f" (its first line, {file} and {label}, is taken for a header)", others
     for line, file, label in rows:
         file = file.replace("\\", "/").removeprefix("./")  # noqa: PLW2901
         same = [file] if file in all_names else bare.get(file.rsplit("/", 1)[-1], [])
@@ -108,10 +124,12 @@ def labels_from_csv(
         if texts.get(same[0], (0, label))[1] != label:
             raise DataError(f"{path.name} line {line}: '{file}' has two labels, {texts[same[0]][1]} and {label}.")
         texts[same[0]] = line, label
-    places = _unique_names(known or ())
     numeric = all(label.isdecimal() for _, label in texts.values())
     numeric = numeric and not all(_plain(label) in places for _, label in texts.values())
     if known is None and not numeric:
+        if all(_NUMBER.fullmatch(label) for _, label in texts.values()):  # in sorted order 10.0 comes before 2.0
+            line, label = next(found for found in texts.values() if not found[1].isdecimal())
+            raise DataError(f"{path.name} line {line}: '{label}' is no class number; these are 0, 1, 2, …")
         known = tuple(sorted({label for _, label in texts.values()}))
         if num_classes not in {None, len(known)}:
             raise DataError(
@@ -119,9 +137,9 @@ def labels_from_csv(
                 "known. Give class numbers, or the names of all classes (--class-names)."
             )
         places = _unique_names(known)
-        rule = f"{path.name}: label names, numbered in sorted order"
+        rule = f"{path.name}: label names, numbered in sorted order{passed}"
     else:
-        rule = f"{path.name}: {'class numbers' if numeric else 'class names'}"
+        rule = f"{path.name}: {'class numbers' if numeric else 'class names'}{passed}"
     count = num_classes if known is None else len(known)
     labels = {}
     for name, (line, label) in texts.items():
@@ -162,27 +180,38 @@ def _index_of_folders(
 
 
 def _rows(path: Path) -> list[tuple[int, str, str]]:
-    """Return (line number, file, label) of each row, without the header."""
+    """Return (line number, file, label) of each row, without a header of known words."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The labels in {path} cannot be read: {error}.") from error
-    lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), "")
+    first = next((line for line in text.split("\n") if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     rows: list[tuple[int, str, str]] = []
     try:
-        table = list(csv.reader(lines, delimiter=delimiter))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        table = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise DataError(f"The labels in {path} cannot be read as a table: {error}.") from error
-    for number, cells in enumerate(table, start=1):
-        if not any(cell.strip() for cell in cells):
+    label = 0  # the column, once it is known
+    for number, row in table:
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
             continue
-        if len(cells) < 2 or not cells[0].strip() or not cells[1].strip():
+        words = [cell.lower() for cell in cells]
+        if not label:
+            more = any(cells[2:])
+            label = next((i for i, word in enumerate(words) if i and word in _LABELS), 0) if more else 1
+            if not label:
+                raise DataError(
+                    f"{path.name} line {number}: two columns, file and label, were expected. Leave the others out, or "
+                    "name the label's in a header (file, …, label)."
+                )
+            if more or words[0] in _FILES:
+                continue
+        if len(cells) <= label or not cells[0] or not cells[label]:
             raise DataError(f"{path.name} line {number}: two columns, file and label, were expected.")
-        if not rows and cells[0].strip().lower() in _HEADERS:
-            continue
-        rows.append((number, cells[0].strip(), cells[1].strip()))
+        rows.append((number, cells[0], cells[label]))
     if not rows:
         raise DataError(f"{path} holds no labels; it should have two columns, file and label.")
     return rows

@@ -119,7 +119,7 @@ def read_lines(path: str | Path) -> list[str]:
 
     try:
         if str(path) == "-":
-            return sys.stdin.read().removeprefix("\ufeff").split("\n")
+            return sys.stdin.buffer.read().decode("utf-8-sig").split("\n")  # sys.stdin itself lets other bytes pass
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error

@@ -11,11 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from striate.errors import InputError, TrainModeWarning
 
-__all__ = ["StillStatistics", "as_written", "copy_with", "device_of", "find_device", "inspected", "mix_seeds", "seeded"]
+__all__ = [
+    "StillStatistics",
+    "as_written",
+    "copy_with",
+    "device_of",
+    "find_device",
+    "full_precision",
+    "inspected",
+    "is_compiled",
+    "mix_seeds",
+    "seeded",
+    "transformed",
+]
 
 
 @contextmanager
@@ -83,14 +96,18 @@ def _exact_cudnn() -> Iterator[None]:
             setattr(cudnn, name, value)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether ``torch.compile`` was called on the module itself."""
+    return bool(module._compiled_call_impl) or "_orig_mod" in module._modules
+
+
 def as_written(model: nn.Module) -> AbstractContextManager[Any]:
     """Return a context in which a network that went through ``torch.compile`` runs as it is written."""
     return _eager(model.modules())
 
 
 def _eager(modules: Iterable[nn.Module]) -> AbstractContextManager[Any]:
-    compiled = any(module._compiled_call_impl or "_orig_mod" in module._modules for module in modules)
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return torch.compiler.set_stance("force_eager") if any(map(is_compiled, modules)) else nullcontext()
 
 
 class StillStatistics(AbstractContextManager[None]):
@@ -173,3 +190,20 @@ def find_device(name: str | torch.device, owner: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         allowed = "one that PyTorch can use on this machine, as 'cpu'"
         raise InputError("device", owner, allowed=allowed, got=name, hint=str(error).splitlines()[0]) from error
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which a surrounding autocast is off: numbers are put together in the precision they have."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@torch.compiler.assume_constant_result
+def transformed() -> bool:
+    """Return whether a transform of torch.func (grad, vmap, jvp, …) or forward-mode differentiation is at work.
+
+    Compiled kernels know nothing of either: their tangents would be zeros, and nothing would say so.
+    """
+    return bool(_functorch_active()) or forward_ad._current_level >= 0
+
+
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)

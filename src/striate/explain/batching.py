@@ -25,7 +25,6 @@ __all__ = [
     "Copies",
     "as_baseline",
     "correlation",
-    "full_precision",
     "laid_out",
     "pairs",
     "reliability_check",
@@ -233,11 +232,6 @@ def pairs(samples: int, images: int, batch: int, device: torch.device) -> Iterat
     for start in range(0, samples * images, batch):
         flat = torch.arange(start, min(start + batch, samples * images), device=device)
         yield flat // images, flat % images
-
-
-def full_precision(device: torch.device) -> torch.autocast:
-    """Return a context in which a surrounding autocast is off: maps are put together in the precision they have."""
-    return torch.autocast(device.type, enabled=False)
 
 
 def wide(tensor: Tensor) -> Tensor:

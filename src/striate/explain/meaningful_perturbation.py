@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from striate.engine.check import Check
+from striate.engine.state import full_precision
 from striate.errors import InputError
 from striate.explain.base import Explainer, RawMap, Target
-from striate.explain.batching import Copies, full_precision
+from striate.explain.batching import Copies
 
 __all__ = ["MeaningfulPerturbation", "blurred"]
 

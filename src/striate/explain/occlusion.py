@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.check import Check
+from striate.engine.state import full_precision
 from striate.errors import InputError
 from striate.explain.base import Explainer, RawMap, Target
-from striate.explain.batching import Baseline, Copies, as_baseline, full_precision, pairs
+from striate.explain.batching import Baseline, Copies, as_baseline, pairs
 from striate.explain.windowed import Windowed
 
 __all__ = ["Occlusion"]

@@ -8,13 +8,13 @@ as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from striate.engine.state import transformed
 from striate.explain.folding import FoldedNorms
 
 __all__ = ["PackedConvolutions", "can_pack"]
@@ -24,10 +24,6 @@ def can_pack() -> bool:
     """Whether oneDNN is in use, and PyTorch has what its compiler calls to run convolutions on packed weights."""
     mkldnn = torch.backends.mkldnn
     return mkldnn.is_available() and bool(mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-
-
-# Inside a transform of torch.func (vmap, say) a tensor does not tell that it needs a gradient.
-_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 class PackedConvolutions(AbstractContextManager[None]):
@@ -94,7 +90,7 @@ class _Packed:
 
     def __call__(self, images: Tensor) -> Tensor:
         usual = images.dim() == 4 and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not usual or _transformed() or (torch.is_grad_enabled() and self._weight.requires_grad):
+        if not usual or transformed() or (torch.is_grad_enabled() and self._weight.requires_grad):
             return self._original(images)
         if torch.is_grad_enabled() and images.requires_grad:
             return _Convolution.apply(images, self)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from striate.engine.state import full_precision
 from striate.errors import InputError
 from striate.explain.base import Explainer, RawMap, Target
-from striate.explain.batching import Baseline, Copies, as_baseline, full_precision, reliability_check
+from striate.explain.batching import Baseline, Copies, as_baseline, reliability_check
 
 __all__ = ["RISE", "Masks"]
 

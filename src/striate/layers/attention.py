@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from striate.engine.state import device_of, inspected
+from striate.engine.state import device_of, inspected, is_compiled
 from striate.errors import InputError, ModelError
 
 __all__ = [
@@ -97,7 +97,9 @@ class smooth_attention:  # noqa: N801 - used as a verb, like torch.no_grad
 
     Raises:
         InputError: T is not positive and finite.
-        ModelError: the network has no self-attention; or, when it runs, one that computes no softmax of Q Kᵀ.
+        ModelError: the network has no self-attention, or went through ``torch.compile`` (code that another module was
+            compiled to with this network in it, is not found, and stays as it was); or, when it runs, one that
+            computes no softmax of Q Kᵀ.
 
     >>> import timm
     >>> model = timm.models.VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2)
@@ -109,6 +111,11 @@ class smooth_attention:  # noqa: N801 - used as a verb, like torch.no_grad
     def __init__(self, model: nn.Module, temperature: float) -> None:
         if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
             raise InputError("temperature", "smooth_attention", allowed="a finite number > 0", got=temperature)
+        if any(map(is_compiled, model.modules())):
+            raise ModelError(
+                f"{type(model).__name__} went through torch.compile, and compiled code does not see a temperature: "
+                "smooth the network as it was before, and run that."
+            )
         modules = _required(model, "smooth_attention")
         self.temperature = float(temperature)
         self.layers = tuple(modules)
@@ -245,6 +252,8 @@ class _AttentionMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.compiler.is_compiling():  # traced, the call made below would be met once more
+            raise ModelError("Attention at a temperature cannot be compiled; compile the network without.")
         kwargs = kwargs or {}
         if func is _SDPA:
             self.met = True

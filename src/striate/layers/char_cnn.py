@@ -64,4 +64,4 @@ class CharCNN(nn.Module):
         inside = torch.arange(x.shape[2], device=words.device) < lengths + 2 * width - 1
         strongest = x.masked_fill(~inside[:, None], -math.inf).amax(dim=2)
         found = torch.where(lengths > 0, torch.tanh(strongest), 0)  # tanh keeps the order, so it can wait
-        return found.view(*chars.shape[:-1], -1)
+        return found.view(*chars.shape[:-1], found.shape[1])

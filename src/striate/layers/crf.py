@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from striate.engine.state import full_precision, transformed
 from striate.errors import InputError
 from striate.layers.linear_chain import Backend, chain_marginals, k_best, log_partition, viterbi
 
@@ -180,12 +181,11 @@ class LinearChainCRF(nn.Module):
         there are not so many.
 
         Raises:
-            InputError: as :meth:`nll`; NaN; the constraints allow no sequence of some length.
+            InputError: as :meth:`nll`; NaN; constraints or scores of minus infinity leave a sentence no sequence.
         """
         with torch.no_grad():
             x, lengths, _ = self._arranged(inputs, mask)
-            if bool(x.sum().isnan()):  # by padding, perhaps, or by infinities of both signs
-                self._refuse_nan(x, lengths)
+            self._refuse_nan(x, lengths, "decode")
             unary, pairwise = self._scores(x, lengths, training=False)
             sizes = lengths.tolist()
             if k is None:
@@ -208,7 +208,9 @@ class LinearChainCRF(nn.Module):
         """
         x, lengths, order = self._arranged(inputs, mask)
         logz, found = chain_marginals(*self._scores(x, lengths, training=False), lengths, backend=self.backend)
-        self._refuse_impossible(logz, lengths.tolist())
+        if not transformed():  # in which a tensor need not hold one value
+            self._refuse_nan(x, lengths, "marginals")
+            self._refuse_impossible(logz, lengths.tolist())
         if order is not None:
             found = torch.zeros_like(found).scatter(1, order[:, :, None].expand_as(found), found)
         return found if self.batch_first else found.transpose(0, 1)
@@ -273,7 +275,7 @@ class LinearChainCRF(nn.Module):
             unary = torch.cat([x[:, :1] + start, x[:, 1:]], dim=1)
             unary = unary.index_put((rows, lengths - 1), end.to(unary.dtype).expand(len(x), -1), accumulate=True)
         else:
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x.device):
                 energies = F.linear(x, self.weight.flatten(1).T.to(x.dtype), self.bias.flatten().to(x.dtype))
             energies = energies.unflatten(2, self.bias.shape)  # (B, T, from, to)
             labels = self.num_tags + (1 if training else 0)
@@ -303,15 +305,18 @@ class LinearChainCRF(nn.Module):
             steps = pairwise.flatten(2).gather(2, (before * pairwise.shape[3] + after)[:, :, None])[..., 0]
         return labels + torch.where(inside[:, 1:], steps, 0).sum(dim=1)
 
-    def _refuse_nan(self, x: Tensor, lengths: Tensor) -> None:
+    def _refuse_nan(self, x: Tensor, lengths: Tensor, owner: str) -> None:
+        if not bool(x.sum().isnan()):  # else by padding, perhaps, or by infinities of both signs
+            return
         inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         odd = (x.isnan().any(dim=2) & inside).any(dim=1)
         if bool(odd.any()):
             got = f"NaN in row {int(odd.nonzero()[0])}"
-            raise InputError("inputs", "decode", allowed="numbers", got=got, hint="Did the training diverge?")
+            raise InputError("inputs", owner, allowed="numbers", got=got, hint="Did the training diverge?")
 
     def _refuse_impossible(self, score: Tensor, lengths: list[int]) -> None:
-        if self.may_follow is not None and bool((impossible := score.isneginf()).any()):
+        if bool((impossible := score.isneginf()).any()):
             row = int(impossible.nonzero()[0])
+            name = "inputs" if self.may_follow is None else "constraints"
             allowed = "so that every sentence has an allowed sequence"
-            raise InputError("constraints", "LinearChainCRF", allowed=allowed, got=f"none of length {lengths[row]}")
+            raise InputError(name, "LinearChainCRF", allowed=allowed, got=f"none of length {lengths[row]}")

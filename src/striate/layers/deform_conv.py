@@ -8,6 +8,7 @@
 Same numbers, same argument order as ``torchvision.ops.deform_conv2d``, which does the work on CUDA. On the CPU a kernel
 of our own samples channels-last, many channels at a time; a depthwise convolution is summed up on the spot and never
 lays out the columns (im2col) that torchvision's needs. Where there is no compiler for it, torchvision's runs there too.
+All inside of torch.func, and on the CPU second derivatives, go through plain operations.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from torchvision.ops import deform_conv2d as peer  # also registers the operator that it calls
 
 from striate.engine.native import load_native
+from striate.engine.state import full_precision, transformed
 from striate.errors import InputError
 
 __all__ = ["DeformConv2d", "deform_conv2d", "has_native_deform_conv"]
@@ -43,7 +45,7 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolve at displaced positions.
 
-    Gradients of first order reach every tensor argument. Half precision is computed in float32.
+    Gradients reach every tensor argument. Half precision is computed in float32.
 
     Args:
         x: (N, C, H, W).
@@ -65,10 +67,12 @@ def deform_conv2d(
     dtype = x.dtype
     wide = torch.promote_types(dtype, torch.float32)
     # Autocast would round the products that the offsets' positions depend on.
-    with torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False):
+    with full_precision(x.device):
         x, offset, weight = x.to(wide), offset.to(wide), weight.to(wide)
         mask = None if mask is None else mask.to(wide)
-        if x.device.type in {"cpu", "meta"}:
+        if transformed():
+            out = _plain(x, offset, mask, weight, steps, pads, gaps)
+        elif x.device.type in {"cpu", "meta"}:
             last, kernel = x.permute(0, 2, 3, 1).contiguous(), weight.permute(0, 2, 3, 1)
             out = _deform_conv(last, offset.contiguous(), _contiguous(mask), kernel, steps, pads, gaps)
             out = out.permute(0, 3, 1, 2)
@@ -264,9 +268,18 @@ def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, offset, mask, weight = ctx.saved_tensors
-    grads = _deform_conv_backward(grad.contiguous(), x, offset, mask, weight, *ctx.geometry)
-    return grads[0], grads[1], None if mask is None else grads[2], grads[3], None, None, None
+    inputs = x, offset, mask, weight = ctx.saved_tensors
+    # A backward pass inside of autocast would hand the kernel half-precision products.
+    with full_precision(x.device):
+        if not torch.is_grad_enabled():
+            grads = _deform_conv_backward(grad.contiguous(), x, offset, mask, weight, *ctx.geometry)
+            return grads[0], grads[1], None if mask is None else grads[2], grads[3], None, None, None
+        # create_graph: this gradient is to be differentiated too.
+        image, kernel, above = (t.permute(0, 3, 1, 2) for t in (x, weight, grad))
+        wanted = [t for t in inputs if t is not None and t.requires_grad]
+        out = _plain(image, offset, mask, kernel, *ctx.geometry)
+        found = iter(torch.autograd.grad(out, wanted, above, create_graph=True))
+        return (*(next(found) if t is not None and t.requires_grad else None for t in inputs), None, None, None)
 
 
 _deform_conv.register_autograd(_backward, setup_context=_keep)
@@ -282,6 +295,47 @@ def _flops(x, offset, mask, weight, *args, out_shape=None, **kwargs) -> int:  # 
 def _peer_flops(x, weight, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
     """The same on CUDA, where torchvision's operator runs."""
     return 2 * out_shape.numel() * weight[1:].numel()
+
+
+# ------------------------------------------------------------------------------------- the same in plain PyTorch
+
+
+def _plain(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """(N, C, H, W) -> (N, C', H', W') with weight (C', C / groups, kh, kw)."""
+    (n, channels, height, width), (out_channels, per_group, kh, kw) = x.shape, weight.shape
+    size = out_h, out_w = offset.shape[2], offset.shape[3]
+    moved = offset.reshape(n, -1, kh * kw, 2, out_h, out_w)
+    taps = torch.meshgrid(*(torch.arange(k, device=x.device) for k in (kh, kw)), indexing="ij")
+    down, across = (  # (N, G, K, H', W')
+        moved[:, :, :, i]
+        + (taps[i].reshape(-1, 1, 1) * dilation[i] - padding[i])
+        + torch.arange(size[i], device=x.device).view((-1, 1) if i == 0 else (-1,)) * stride[i]
+        for i in (0, 1)
+    )
+    top, left = down.detach().floor(), across.detach().floor()
+    flat = x.reshape(n, moved.shape[1], -1, 1, height * width).expand(-1, -1, -1, kh * kw, -1)
+    sampled: Tensor | float = 0.0
+    for row, by_row in ((top, 1 - (down - top)), (top + 1, down - top)):
+        for column, by_column in ((left, 1 - (across - left)), (left + 1, across - left)):
+            outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
+            place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).nan_to_num().long()
+            index = place.flatten(3)[:, :, None].expand(-1, -1, flat.shape[2], -1, -1)
+            pixel = flat.gather(4, index).unflatten(4, size)  # (N, G, C / G, K, H', W')
+            sampled = sampled + torch.where(outside[:, :, None], 0, pixel * (by_row * by_column)[:, :, None])
+    assert isinstance(sampled, Tensor)
+    if mask is not None:
+        sampled = sampled * mask.reshape(n, -1, 1, kh * kw, out_h, out_w)
+    groups = channels // per_group
+    columns = sampled.reshape(n, groups, per_group * kh * kw, out_h * out_w)
+    return (weight.reshape(groups, out_channels // groups, -1) @ columns).reshape(n, out_channels, out_h, out_w)
 
 
 # --------------------------------------------------------------------------------------------- small helpers
@@ -386,7 +440,12 @@ def _check(
             refuse(name, f"on {x.device}, where x is", str(tensor.device))
     if x.dim() != 4:
         refuse("x", "4-D, (N, C, H, W)", tuple(x.shape))
-    if weight.dim() != 4 or x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if min(pair) < least:
+            refuse(name, f">= {least}", pair)
+    if weight.dim() != 4 or 0 in weight.shape or not x.shape[1]:
+        refuse("weight", "(C', C / groups, kh, kw), none of them 0", tuple(weight.shape))
+    if x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
         refuse("weight", f"(C', C / groups, kh, kw) for C = {x.shape[1]}", tuple(weight.shape))
     kernel = weight.shape[2:]
     points = kernel[0] * kernel[1]

@@ -53,6 +53,9 @@ def haar_idwt2d(bands: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """
     if bands.dim() != 5 or bands.shape[2] != 4:
         raise InputError("bands", "haar_idwt2d", allowed="(N, C, 4, h, w)", got=tuple(bands.shape))
+    if size is not None and any(not 0 <= side <= 2 * half for side, half in zip(size, bands.shape[3:], strict=True)):
+        allowed = f"at most {tuple(2 * half for half in bands.shape[3:])}"
+        raise InputError("size", "haar_idwt2d", allowed=allowed, got=size)
     low, rows, columns, diagonal = (0.5 * bands).unbind(2)
     sums = torch.stack([low + rows, low - rows], dim=-2).flatten(-3, -2)  # (N, C, 2 h, w)
     differences = torch.stack([columns + diagonal, columns - diagonal], dim=-2).flatten(-3, -2)

@@ -104,19 +104,27 @@ def insert_attention(
     Args:
         model: any network of which the modules named return one tensor (N, C, H, W).
         factory: ``factory(channels)`` returns the attention module, e.g. :class:`DAS` or ``timm.layers.SEModule``.
-        after: names of modules; None takes :func:`attention_stages`.
+        after: names of modules, or one; None takes :func:`attention_stages`.
         image_size: side of the square images with which channel counts are found out, on shapes alone.
 
     Raises:
         LayerError: no such module, or its output is not one tensor (N, C, H, W), or there is attention already, or the
             network does not take images of that size.
     """
-    names = attention_stages(model) if after is None else tuple(after)
+    names = attention_stages(model) if after is None else (after,) if isinstance(after, str) else tuple(after)
     if not names:
         raise InputError("after", "insert_attention", allowed="one module name or more", got=list(names))
     copied = copy.deepcopy(model)
-    modules = {name: get_layer(copied, name) for name in names}
-    channels = _channels(model, names, image_size)
+    try:
+        modules = {name: get_layer(copied, name) for name in names}
+        channels = _channels(model, names, image_size)
+    except LayerError as error:
+        if after is not None:
+            raise
+        raise LayerError(
+            f"Without after=, attention goes after {', '.join(names)} of {type(model).__name__}. {error} "
+            "Name the modules to put it after: after=['…']."
+        ) from error
     for name, module in modules.items():
         if isinstance(module, Gated) or any(child == "attention" for child, _ in module.named_children()):
             raise LayerError(f"'{name}' of {type(model).__name__} has attention already.")
@@ -167,12 +175,11 @@ def gate_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Raises:
         LayerError: there is no attention in it.
     """
-    found: dict[str, nn.Module] = {}
+    found = {name: model.get_submodule(f"{name}.attention") for name in getattr(model, "attention_after", ())}
     for name, module in model.named_modules():
-        if isinstance(module, DAS):
+        # By identity: a compiled network has each module under a second name.
+        if isinstance(module, DAS) and all(module is not other for other in found.values()):
             found[name.removesuffix(".attention")] = module
-    for name in getattr(model, "attention_after", ()):
-        found.setdefault(name, model.get_submodule(f"{name}.attention"))
     if not found:
         raise LayerError(f"{type(model).__name__} has no attention module; put some in with insert_das.")
     maps: dict[str, Tensor] = {}

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from striate.engine.state import full_precision
 from striate.errors import InputError, LayerError
 
 __all__ = ["Between", "FilterBank", "LCConv2d", "Path", "random_filters"]
@@ -187,7 +188,7 @@ class LCConv2d(nn.Module):
             )
         filters, combine = self.filter_weight, self.combine.weight
         wide = torch.promote_types(torch.promote_types(filters.dtype, combine.dtype), torch.float32)
-        with torch.autocast(filters.device.type, enabled=False):
+        with full_precision(filters.device):
             kernel = combine.flatten(1).to(wide) @ filters.flatten(1).to(wide)
         return kernel.to(combine.dtype).view(self.out_channels, *filters.shape[1:])
 
@@ -316,7 +317,7 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 def _whole(expansion: float, out_channels: int) -> int:
     n = expansion * out_channels
-    if n < 1 or abs(n - round(n)) > 1e-9:
+    if not 1 <= n < math.inf or abs(n - round(n)) > 1e-9:
         allowed = f"at least 1/{out_channels} and give a whole number times {out_channels} output channels"
         raise InputError("expansion", "LCConv2d", allowed=allowed, got=expansion)
     return round(n)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from striate.engine.state import full_precision, transformed
 from striate.errors import InputError
 from striate.layers import native_chain
 from striate.layers.chain_recursions import by_graph, by_scan, by_steps, list_viterbi
@@ -40,8 +41,9 @@ def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor, *, backend: 
         backend: ``"native"``: compiled code (CPU); ``"sequential"``: T steps of plain PyTorch, closed-form gradient;
             ``"scan"``: log2(T) products of matrices in the log semiring, K times the work at a fraction of the depth,
             for long chains of few labels on a GPU; ``"reference"``: T steps of plain PyTorch with a graph;
-            ``"auto"``: native on the CPU where there is a compiler, else sequential. The last two backends are
-            differentiable twice.
+            ``"auto"``: native on the CPU where there is a compiler, else sequential. ``"scan"`` and ``"reference"``
+            are differentiable twice; inside transforms of torch.func and forward-mode differentiation the latter
+            stands in for the first two.
 
     Raises:
         InputError: shapes that do not fit, lengths out of range, an impossible backend.
@@ -51,7 +53,7 @@ def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor, *, backend: 
     """
     unary, pairwise = _checked(unary, pairwise, lengths, backend)
     chosen = best_backend(unary) if backend == "auto" else backend
-    if chosen == "reference":
+    if chosen == "reference" or (transformed() and chosen != "scan"):
         return by_graph(unary, pairwise, lengths)
     if chosen == "scan":
         return by_scan(unary, pairwise, lengths)
@@ -68,6 +70,9 @@ def chain_marginals(
     Arguments as in :func:`log_partition`.
     """
     unary, pairwise = _checked(unary, pairwise, lengths, backend)
+    if transformed():
+        logz = by_graph(unary, pairwise, lengths)
+        return logz, torch.func.grad(lambda scores: by_graph(scores, pairwise, lengths).sum())(unary)
     if torch.is_grad_enabled() and (unary.requires_grad or pairwise.requires_grad):
         leaf = unary if unary.requires_grad else unary.detach().requires_grad_()
         logz = by_graph(leaf, pairwise, lengths)
@@ -139,7 +144,7 @@ def _partition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return log Z, node and edge marginals; the last two empty unless asked for."""
     function = native_chain.partition if native else by_steps
-    with torch.autocast(unary.device.type, enabled=False):  # the steps are products of matrices, and sums of thousands
+    with full_precision(unary.device):  # the steps are products of matrices, and sums of thousands
         return function(unary, pairwise, lengths, marginals)
 
 

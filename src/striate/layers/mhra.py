@@ -85,6 +85,8 @@ class GlobalMHRA(nn.Module):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise InputError("num_heads", "GlobalMHRA", allowed=f"a divisor of dim ({dim})", got=num_heads)
+        if window is not None and window < 1:
+            raise InputError("window", "GlobalMHRA", allowed=">= 1, or None", got=window)
         self.num_heads, self.window = num_heads, window
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -93,6 +95,8 @@ class GlobalMHRA(nn.Module):
         """(N, …, C) -> (N, …, C): every token sees every other; with a window the input has to be (N, H, W, C)."""
         if self.window is None:
             return self._attend(x.flatten(1, -2)).view(x.shape)
+        if x.dim() != 4:
+            raise InputError("x", "GlobalMHRA", allowed="(N, H, W, C) with a window", got=tuple(x.shape))
         _, height, width, _ = x.shape
         side = self.window
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))

@@ -57,10 +57,13 @@ def unfold_patches(x: Tensor, patch: tuple[int, int]) -> tuple[Tensor, PatchGrid
     >>> tokens[..., 0].int().tolist()
     [[0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15]]
     """
+    if x.dim() != 4:
+        raise InputError("x", "unfold_patches", allowed="(B, d, H, W)", got=tuple(x.shape))
     batch, dim, height, width = x.shape
     ph, pw = patch
-    if ph > height or pw > width:
-        raise InputError("patch", "unfold_patches", allowed=f"no larger than the map ({height} x {width})", got=patch)
+    if not (1 <= ph <= height and 1 <= pw <= width):
+        allowed = f">= 1 and no larger than the map ({height} x {width})"
+        raise InputError("patch", "unfold_patches", allowed=allowed, got=patch)
     rows, columns = math.ceil(height / ph), math.ceil(width / pw)
     if (rows * ph, columns * pw) != (height, width):
         x = F.interpolate(x, size=(rows * ph, columns * pw), mode="bilinear", align_corners=False)

@@ -48,6 +48,8 @@ class LocalConv(nn.Sequential):
     bn2: nn.BatchNorm2d
 
     def __init__(self, dim: int, kernel_size: int) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise InputError("kernel_size", "LocalConv", allowed="odd and >= 1", got=kernel_size)
         depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
         pointwise = nn.Conv2d(dim, dim, 1, groups=dim, bias=False)
         layers = {"dwconv3x3": depthwise, "bn1": nn.BatchNorm2d(dim), "relu": nn.ReLU(inplace=True)}

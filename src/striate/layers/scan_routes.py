@@ -36,6 +36,9 @@ class ScanRoutes(nn.Module):
         super().__init__()
         if ssm_init not in {"v0", "v1", "v2"}:
             raise InputError("ssm_init", type(self).__name__, allowed="v0, v1 or v2", got=ssm_init)
+        for name, size in {"d_inner": d_inner, "n_routes": n_routes, "d_state": d_state, "dt_rank": dt_rank}.items():
+            if size < 1:
+                raise InputError(name, type(self).__name__, allowed=">= 1", got=size)
         self.d_inner, self.n_routes, self.d_state, self.dt_rank = d_inner, n_routes, d_state, dt_rank
         bound = d_inner**-0.5
         projection = torch.empty(n_routes, dt_rank + 2 * d_state, d_inner).uniform_(-bound, bound)

@@ -7,7 +7,8 @@ zero-order hold for A, Euler for B.
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t h_t + D u_t,    dt = softplus(delta + bias)
 
 All backends but the reference share one hand-written gradient: with g_t the gradient of y_t by h_t, the states'
-gradient is the same recurrence run backwards, G_t = g_t + exp(dt_{t+1} A) G_{t+1}.
+gradient is the same recurrence run backwards, G_t = g_t + exp(dt_{t+1} A) G_{t+1}. All inside of torch.func, and second
+derivatives of all but mamba-ssm's kernel, go through plain operations.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from striate.engine.state import transformed
 from striate.errors import InputError, UnstableWarning
 from striate.layers import native_scan, triton_scan
 from striate.layers.linear_scan import LinearScan, linear_scan
@@ -59,11 +61,11 @@ def selective_scan(
         delta_bias: (D,) or None.
         delta_softplus: apply softplus to ``delta + delta_bias``.
         return_last_state: return the state after the last step too.
-        backend: ``"reference"``: a plain loop, differentiable twice, slow; ``"sequential"``: a loop without a graph;
+        backend: ``"reference"``: a plain loop, slow; ``"sequential"``: a loop without a graph;
             ``"chunked"``: all chunks at once, then their carries; ``"associative"``: log2(L) passes; ``"native"``:
             one pass of compiled code (CPU); ``"triton"``: one pass too (CUDA, float32); ``"mamba-ssm"``: its kernel
-            (CUDA); ``"auto"``: the best there is (:func:`best_backend`), and plain operations where a graph is
-            exported.
+            (CUDA); ``"auto"``: the best there is (:func:`best_backend`). Where a graph is exported, and inside
+            transforms of torch.func or forward-mode differentiation, all run as plain operations.
         chunk_size: steps a chunk of ``"chunked"``; default about the square root of L.
 
     Returns:
@@ -82,8 +84,9 @@ def selective_scan(
     if chunk_size is not None and chunk_size < 1:
         raise InputError("chunk_size", "selective_scan", allowed=">= 1, or None", got=chunk_size)
     chosen = best_backend(u) if backend == "auto" else backend
-    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-    if backend == "auto" and exporting:
+    # No kernel knows a transform, or fills the gradients of no states or channels.
+    plain = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or transformed() or A.numel() == 0
+    if backend == "auto" and plain:
         chosen = "associative"
     if chosen == "mamba-ssm":
         return _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
@@ -94,7 +97,7 @@ def selective_scan(
     delta_bias = delta_bias if delta_bias is None or delta_bias.dtype == wide else delta_bias.to(wide)
     if B.dim() == 3:
         B, C = B[:, None], C[:, None]
-    if chosen == "reference" or exporting:
+    if chosen == "reference" or plain:
         linear = functools.partial(linear_scan, backend="loop" if chosen == "reference" else "associative")
         y, last = _plain(u, delta, A, B, C, D, delta_bias, delta_softplus, linear)
     else:
@@ -269,10 +272,23 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Ten
 def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, dstarts: Tensor | None) -> tuple[Any, ...]:
     u, delta, A, B, C, D, bias, starts = ctx.saved_tensors
     dy = torch.zeros_like(u) if dy is None else dy
+    if torch.is_grad_enabled():  # create_graph: this gradient is to be differentiated too
+        return (*_with_graph(dy, dlast, (u, delta, A, B, C, D, bias), ctx.softplus), None, None, None)
     *found, dD, dbias = torch.ops.striate.selective_scan_backward(
         dy, dlast, u, delta, A, B, C, D, bias, starts, ctx.softplus, ctx.backend, ctx.chunk_size
     )
     return (*found, None if D is None else dD, None if bias is None else dbias, None, None, None)
+
+
+def _with_graph(dy: Tensor, dlast: Tensor | None, inputs: tuple[Any, ...], softplus: bool) -> list[Tensor | None]:
+    """Return the inputs' gradients as plain operations find them, which can be differentiated again."""
+    u, delta, A, B, C, D, bias = inputs
+    scan = functools.partial(linear_scan, backend="associative")
+    y, last = _plain(u, delta, A, B, C, D, bias, softplus, scan)
+    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    above = (dy, torch.zeros_like(last) if dlast is None else dlast)
+    found = iter(torch.autograd.grad((y, last), wanted, above, create_graph=True, allow_unused=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
 
 
 _operator.register_autograd(_differentiate, setup_context=_set_up)
@@ -458,7 +474,8 @@ def _check(
     for name, tensor in (("D", D), ("delta_bias", bias)):
         if tensor is not None and tensor.shape != (dim,):
             raise InputError(name, owner, allowed=f"({dim},)", got=tuple(tensor.shape))
-    if not torch.compiler.is_compiling() and A.device.type == "cpu" and A.numel() and A.detach().max() > 0:
+    looked_at = A.device.type == "cpu" and A.numel() and not torch.compiler.is_compiling() and not transformed()
+    if looked_at and A.detach().max() > 0:
         warnings.warn(
             "selective_scan: A has positive entries, so states grow without bound along the sequence; A is usually "
             "-exp(A_log).",
@@ -479,8 +496,12 @@ def _check_step(
     bias: Tensor | None,
 ) -> None:
     owner = "selective_state_update"
-    if x.dim() != 2 or not x.is_floating_point():
-        raise InputError("x", owner, allowed="(B, D), floating point", got=(tuple(x.shape), x.dtype))
+    if x.dim() != 2:
+        raise InputError("x", owner, allowed="(B, D)", got=tuple(x.shape))
+    given = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": bias}
+    for name, tensor in given.items():
+        if tensor is not None and not tensor.is_floating_point():  # a state of integers would be cut off
+            raise InputError(name, owner, allowed="floating point, and real", got=tensor.dtype)
     (batch, dim), states = x.shape, A.shape[-1]
     wanted = {"dt": (dt, x.shape), "A": (A, (dim, states)), "state": (state, (batch, dim, states)), "z": (z, x.shape)}
     for name, (tensor, shape) in {**wanted, "D": (D, (dim,)), "dt_bias": (bias, (dim,))}.items():

@@ -32,7 +32,7 @@ from striate.layers.cross_scan import ScanMode
 from striate.layers.init import init_linear
 from striate.layers.recompute import recomputed
 from striate.layers.ss2d import SS2D
-from striate.models.head import PooledClassifier
+from striate.models.head import PooledClassifier, check_least
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -196,7 +196,7 @@ class EfficientVMamba(PooledClassifier):
                 "dims", "EfficientVMamba", allowed=f"one number for each of {len(depths)} stages", got=dims
             )
         self._set_head(num_classes, global_pool)
-        self.num_features = dims[-1]
+        self.num_features, self.least = dims[-1], patch_size
         self.patch_embed = nn.Sequential(
             OrderedDict(
                 [("0", nn.Conv2d(in_chans, dims[0], patch_size, patch_size)), ("2", LayerNorm2d(dims[0], eps=1e-5))]
@@ -221,7 +221,12 @@ class EfficientVMamba(PooledClassifier):
         self.apply(init_linear)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's map (N, C, H / 32, W / 32), normalised."""
+        """Return the last stage's map (N, C, H / 32, W / 32), normalised.
+
+        Raises:
+            InputError: the image is smaller than a patch.
+        """
+        check_least(x, self.least, "EfficientVMamba")
         x = self.patch_embed(x)
         for stage in self.layers:
             x = recomputed(stage, x) if self.grad_checkpointing and self.training else stage(x)

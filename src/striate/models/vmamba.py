@@ -21,7 +21,7 @@ from striate.layers.channel_first import Linear2d, PatchMerging
 from striate.layers.init import init_linear
 from striate.layers.recompute import recomputed
 from striate.layers.ss2d import SS2D
-from striate.models.head import PooledClassifier
+from striate.models.head import PooledClassifier, check_least
 from striate.models.variant import Variant, build, rename_weights, unwrap_weights
 
 __all__ = [
@@ -109,6 +109,7 @@ class VMamba(PooledClassifier):
             raise InputError("dims", "VMamba", allowed=f"one number for each of {len(depths)} stages", got=dims)
         self._set_head(num_classes, global_pool)
         self.num_features = dims[-1]
+        self.least = 4 if vanilla else 1
         self.patch_embed = _stem(in_chans, dims[0], vanilla)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
@@ -131,7 +132,12 @@ class VMamba(PooledClassifier):
         self.apply(init_linear)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's map (N, C, H / 32, W / 32), normalised."""
+        """Return the last stage's map (N, C, H / 32, W / 32), normalised.
+
+        Raises:
+            InputError: the image is smaller than a patch of the vanilla stem, 4 x 4.
+        """
+        check_least(x, self.least, "VMamba")
         x = self.patch_embed(x)
         for stage in self.layers:
             x = recomputed(stage, x) if self.grad_checkpointing and self.training else stage(x)

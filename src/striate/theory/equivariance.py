@@ -106,6 +106,8 @@ def check_equivariance(
     """
     if task is None:
         task = DSD(4, 6, 0.5, seed=seed)
+    if repeats < 2:
+        raise InputError("repeats", "check_equivariance", allowed=">= 2, as one pair shows no spread", got=repeats)
     if isinstance(learner, TwoStepGD | ProjectedGD):
         return _same_outputs(learner, group, task, n, tol, seed)
     return _same_accuracy(learner, group, task, n, repeats, seed)

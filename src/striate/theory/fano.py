@@ -55,10 +55,12 @@ def sphere_packing(m: int, d: int, max_cosine: float, seed: int = 0, *, tries: i
 
 
 def locally_separated(codes: Tensor, cosine: float) -> bool:
-    """Whether no direction has a cosine above ``cosine`` (> 0) with two of the unit vectors ``codes`` (m, d).
+    """Whether no direction has a cosine above ``cosine``, in (0, 1], with two of the unit vectors ``codes`` (m, d).
 
     Two caps of angle arccos(cosine) are disjoint where their centres are at least twice that angle apart.
     """
+    if not 0 < cosine <= 1:
+        raise InputError("cosine", "locally_separated", allowed="in (0, 1]", got=cosine)
     nearest = (codes.double() @ codes.double().T).fill_diagonal_(-1).max().clamp(-1, 1)
     return bool(torch.arccos(nearest) >= 2 * math.acos(cosine))
 

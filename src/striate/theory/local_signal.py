@@ -44,6 +44,9 @@ def theorem_rate(arch: Arch, k: float, d: float, sigma: float, bound: Literal["l
     >>> theorem_rate("fcn", 10, 20, 0.25) / theorem_rate("lcn", 10, 20, 0.25)
     10.0
     """
+    _check(k, sigma)
+    if d < 1:
+        raise InputError("d", "theorem_rate", allowed=">= 1", got=d)
     log = math.log(k * d)
     forms = {
         ("fcn", "lower"): k * k * d,
@@ -66,6 +69,8 @@ def predicted_cosine(arch: Literal["cnn", "lcn"], n: float, k: int, d: int, sigm
     >>> round(predicted_cosine("cnn", 106, 10, 20, 0.25), 2)
     0.9
     """
+    if n <= 0:
+        raise InputError("n", "predicted_cosine", allowed="> 0", got=n)
     return 1 / math.sqrt(1 + _noise(arch, k, d, sigma) / (n / 2))
 
 
@@ -136,6 +141,6 @@ def _noise(arch: str, k: int, d: int, sigma: float) -> float:
     return sigma**2 * d * k ** {"cnn": 1, "lcn": 2}[arch]
 
 
-def _check(k: int, sigma: float) -> None:
-    if k < 1 or sigma <= 0:
-        raise InputError("k, sigma", "theory", allowed="k >= 1, sigma > 0", got=(k, sigma))
+def _check(k: float, sigma: float) -> None:
+    if not k >= 1 or not 0 < sigma < math.inf:
+        raise InputError("k, sigma", "theory", allowed="k >= 1, sigma > 0 and finite", got=(k, sigma))

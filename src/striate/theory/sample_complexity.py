@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.data.local_signal import SignalTask
+from striate.engine.state import find_device
 from striate.engine.stats import Interval
 from striate.errors import InputError
 from striate.theory.learners import Learner, NetworkLearner, Samples
@@ -108,10 +109,13 @@ class SampleComplexity:
         return np.where(reached.any(axis=0), sizes[reached.argmax(axis=0)], math.inf)
 
     def interval(self, level: float = 0.95, *, resamples: int = 2_000, seed: int = 0) -> Interval:
-        """Return n* with its percentile bootstrap interval over repeats."""
+        """Return n* with its percentile bootstrap interval over repeats; a single one tells nothing: 0 to infinity."""
+        repeats = len(self.curve[0].scores)
+        if repeats == 1:
+            return Interval(self.n, 0.0, math.inf, 1, level)
         ordered = np.sort(self.draws(resamples, seed))
         low, high = (float(ordered[round(share * (resamples - 1))]) for share in ((1 - level) / 2, (1 + level) / 2))
-        return Interval(self.n, min(low, self.n), max(high, self.n), len(self.curve[0].scores), level)
+        return Interval(self.n, min(low, self.n), max(high, self.n), repeats, level)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; an infinite n is None."""
@@ -183,7 +187,8 @@ def sample_complexity(
     name, score = _metric(metric)
     if name in {"accuracy", "cosine"} and target > 1:
         raise InputError("target", "sample_complexity", allowed=f"at most 1, the highest {name}", got=target)
-    trial = _Trial(learner, task, score, seeds, test_samples, validation_samples, torch.device(device), name)
+    place = find_device(device, "sample_complexity")
+    trial = _Trial(learner, task, score, seeds, test_samples, validation_samples, place, name)
     measured: dict[int, Point] = {}
 
     def enough(n: int) -> bool:

@@ -62,8 +62,8 @@ def scaling_fit(
     """Fit a straight line to log n against log x by least squares.
 
     Args:
-        ns: sample complexities as measured, whose repeats give a bootstrap interval; or bare numbers, for which the
-            interval is Student's, from how well they lie on the line (infinite for two).
+        ns: sample complexities as measured, whose repeats give a bootstrap interval; or bare numbers, or such of a
+            single repeat, for which the interval is Student's, from how well they lie on the line (infinite for two).
         xs: what n depends on, such as k; at least two different values.
         level: coverage.
         resamples, seed: of the bootstrap.
@@ -74,7 +74,7 @@ def scaling_fit(
     >>> scaling_fit([10, 40, 160], [1, 2, 4]).slope.value
     2.0
     """
-    if len(ns) != len(xs) or len(set(xs)) < 2 or min(xs) <= 0:
+    if len(ns) != len(xs) or len(set(xs)) < 2 or not all(0 < x < math.inf for x in xs):
         raise InputError("xs", "scaling_fit", allowed=f"{len(ns)} numbers > 0, two different at least", got=list(xs))
     values = [n.n if isinstance(n, SampleComplexity) else float(n) for n in ns]
     for x, value in zip(xs, values, strict=True):
@@ -83,7 +83,7 @@ def scaling_fit(
             raise InputError("ns", "scaling_fit", allowed="finite and > 0", got=f"{value} at x = {x:g}", hint=hint)
     log_x, log_n = np.log(np.asarray(xs, dtype=float)), np.log(values)
     slope, intercept = np.polyfit(log_x, log_n, 1)
-    if all(isinstance(n, SampleComplexity) for n in ns):
+    if all(isinstance(n, SampleComplexity) and len(n.curve[0].scores) > 1 for n in ns):
         drawn = np.log([n.draws(resamples, seed + i) for i, n in enumerate(ns) if isinstance(n, SampleComplexity)])
         drawn = drawn[:, np.isfinite(drawn).all(axis=0)]  # a resample that never reaches the target has no slope
         centred = log_x - log_x.mean()
@@ -92,7 +92,8 @@ def scaling_fit(
     else:
         half = _half_width(log_x, log_n - (slope * log_x + intercept), level)
         low, high = slope - half, slope + half
-    interval = Interval(float(round(slope, 12)), float(min(low, slope)), float(max(high, slope)), len(ns), level)
+    value = float(round(slope, 12))
+    interval = Interval(value, float(min(low, value)), float(max(high, value)), len(ns), level)
     return ScalingFit(interval, float(np.exp(intercept)))
 
 
@@ -109,7 +110,12 @@ def fit_law(ns: Sequence[float], law: Callable[..., float], *xs: Sequence[float]
     """
     if not ns or any(not 0 < n < math.inf for n in ns):
         raise InputError("ns", "fit_law", allowed="finite and > 0", got=list(ns))
-    left = np.log(ns) - np.log([law(*values) for values in zip(*xs, strict=True)])
+    if not xs or any(len(x) != len(ns) for x in xs):
+        raise InputError("xs", "fit_law", allowed=f"{len(ns)} values each", got=[len(x) for x in xs])
+    given = [law(*values) for values in zip(*xs, strict=True)]
+    if any(not 0 < value < math.inf for value in given):
+        raise InputError("law", "fit_law", allowed="finite and > 0 at every point", got=given)
+    left = np.log(ns) - np.log(given)
     factor, error = math.exp(left.mean()), float(left.std())
     return LawFit(round(factor, 12), round(error, 12))
 

@@ -110,6 +110,21 @@ def test_vectors_fill_the_rows_of_their_words() -> None:
     assert torch.equal(model.words.weight[:-1], before)
     with pytest.raises(InputError, match="4 numbers a word"):
         model.add_words(["dog"], WordVectors({"dog": 0}, torch.zeros(1, 3)))
+    zeros = BiLSTMCNNCRF(Vocabulary.build([["a"]], digits_to_zero=True), ["A"], word_dim=2, hidden=3)
+    assert zeros.add_words(["x9", "y9"], WordVectors({"x0": 0, "y9": 1}, torch.eye(2))) == 1  # y0 has none
+    assert zeros.words.weight[zeros.vocabulary.row("x7")].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("head", ["first-order", "softmax"])
+def test_text_and_nan_are_refused(head: str) -> None:
+    model = BiLSTMCNNCRF(Vocabulary.build([["a"]]), ["A", "B"], word_dim=2, hidden=3, head=head)  # type: ignore[arg-type]
+    for text in ("the cat", ["the cat"]):
+        with pytest.raises(InputError, match=r"text\.split"):
+            model.predict(text)  # type: ignore[arg-type]
+    torch.nn.init.constant_(model.scores.weight, torch.nan)  # type: ignore[arg-type]
+    for call in (model.predict, model.predict_proba):
+        with pytest.raises(InputError, match="NaN"):
+            call([["a"]])
 
 
 def test_predicting_leaves_the_model_as_it_came() -> None:

@@ -180,6 +180,16 @@ def test_wrong_data_is_refused() -> None:
         fit_tagger(model, [["a", "a"]], [["A"]])
     with pytest.raises(InputError, match="0 sentences"):
         fit_tagger(model, [], [])
+    with pytest.raises(InputError, match="2 for 1 tokens"):
+        fit_tagger(model, [["a"], ["a"]], [["A"], ["A", "A"]])
+    with pytest.warns(SkippedWarning), pytest.raises(InputError, match=r"at most 130 tokens. Got 1 sentences"):
+        fit_tagger(model, [["a"] * 131], [["A"] * 131])
+    with pytest.raises(InputError, match="unk_replace"):
+        fit_tagger(model, [["a"]], [["A"]], unk_replace=3)
+    with pytest.raises(InputError, match=r"of 2 sentences\. Got of 1"):
+        fit_tagger(model, [["a"], ["a"]], [["A"]])
+    with pytest.raises(InputError, match="0 for 0 tokens"):
+        fit_tagger(model, [["a"], []], [["A"], []])
     with pytest.raises(InputError, match="among its 1 tags"):
         fit_tagger(model, [["a"]], [["B"]])
     with pytest.raises(InputError, match=r"tagged.*'a' without"):

@@ -45,14 +45,18 @@ def test_word2vec_binary(tmp_path: Path) -> None:
     path.write_bytes(b"hello\n")
     with pytest.raises(DataError, match="no binary file of word2vec"):
         read_vectors(path)
+    path.write_bytes(b"1 2\nhello " + struct.pack("<2f", 1.0, float("inf")))
+    with pytest.raises(DataError, match="vector of 'hello'"):
+        read_vectors(path)
 
 
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("a 1 2 3\nb 1 2\n", "line 2: a word and 3 numbers"),
-        ("a 1 x 3\n", "line 1: a word and 3 numbers"),
-        ("alone\n", "line 1: a word and some numbers"),
+        ("a 1 2 3\nb 1 2\n", "line 2: a word and 3 finite numbers"),
+        ("a 1 x 3\n", "line 1: a word and 3 finite numbers"),
+        ("alone\n", "line 1: a word and some finite numbers"),
+        ("a 1 2 3\nb 1 nan 3\n", "line 2: a word and 3 finite numbers"),
         ("", "no vector of any word"),
     ],
 )

@@ -27,7 +27,7 @@ from striate.tasks.tagging.scheme import (
     spans_to_tags,
 )
 from striate.tasks.tagging.vectors import WordVectors
-from striate.tasks.tagging.vocabulary import Batch, Vocabulary
+from striate.tasks.tagging.vocabulary import Batch, Vocabulary, zeros_for_digits
 
 __all__ = ["BiLSTMCNNCRF", "Head", "TokenSoftmax"]
 
@@ -48,11 +48,13 @@ class TokenSoftmax(nn.Module):
 
     def decode(self, inputs: Tensor, mask: Tensor) -> list[list[int]]:
         """Return the best tag of each token."""
+        _refuse_nan(inputs)
         sizes = mask.sum(dim=1).tolist()
         return [row[:size] for row, size in zip(inputs.argmax(dim=2).tolist(), sizes, strict=True)]
 
     def marginals(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Return softmax, zero where the mask is."""
+        _refuse_nan(inputs)
         return inputs.float().softmax(dim=2) * mask[:, :, None]
 
 
@@ -173,7 +175,7 @@ class BiLSTMCNNCRF(nn.Module):
         Sentences of like length are computed together; neither the batch nor the order changes anything.
 
         Raises:
-            InputError: an empty sentence.
+            InputError: an empty sentence, or one that is text instead of tokens.
         """
 
         def decode(batch: Batch) -> list[list[str]]:
@@ -219,8 +221,12 @@ class BiLSTMCNNCRF(nn.Module):
         return [self._numbers[tag] for tag in tags]
 
     def add_words(self, words: Sequence[str], vectors: WordVectors) -> int:
-        """Give rows to new words that have a vector, so that new text is read with it; return how many."""
+        """Give rows to new words that have a vector, so that new text is read with it; return how many.
+
+        With ``digits_to_zero`` it is the word with zeros that has a row, and needs a vector.
+        """
         known = set(self.vocabulary.words)
+        words = [zeros_for_digits(word) for word in words] if self.vocabulary.digits_to_zero else words
         new = sorted({word for word in words if word not in known and vectors.find(word) is not None})
         if vectors.dim != self.words.embedding_dim:
             allowed = f"{self.words.embedding_dim} numbers a word, as the tagger was trained on"
@@ -242,6 +248,8 @@ class BiLSTMCNNCRF(nn.Module):
     def _over(self, sentences: Sequence[Sequence[str]], compute: Callable[[Batch], list[_T]]) -> list[_T]:
         """Call ``compute`` on batches of sentences of like length, in eval mode; results in the order of sentences."""
         for place, sentence in enumerate(sentences):
+            if isinstance(sentence, str):  # whose letters would be the tokens
+                raise InputError("sentences", "the tagger", allowed="lists of tokens, as of text.split()", got="text")
             if not sentence:
                 got = f"sentence {place} is empty"
                 raise InputError("sentences", "the tagger", allowed="one or more tokens each", got=got)
@@ -263,6 +271,11 @@ class BiLSTMCNNCRF(nn.Module):
                 vector = vectors.find(word)
                 if vector is not None:
                     self.words.weight[row] = vector
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if bool(scores.isnan().any()):
+        raise InputError("inputs", "TokenSoftmax", allowed="numbers", got="NaN", hint="Did the training diverge?")
 
 
 def _buckets(lengths: Sequence[int], tokens: int = 4096) -> Iterator[list[int]]:

@@ -141,13 +141,22 @@ def fit_tagger(
         RunError: the loss is not finite, or the checkpoint belongs to another run.
     """
     recipe = paper_recipe() if recipe is None else recipe
+    if len(sentences) != len(tags):
+        raise InputError("tags", "fit_tagger", allowed=f"of {len(sentences)} sentences", got=f"of {len(tags)}")
     kept = [(tuple(words), tuple(row)) for words, row in zip(sentences, tags, strict=True)]
     short = [(words, row) for words, row in kept if len(words) <= LONGEST_SENTENCE]
     if len(short) < len(kept):
         left_out = f"{len(kept) - len(short)} of {len(kept)} sentences have more than {LONGEST_SENTENCE} tokens"
         warnings.warn(f"{left_out} and were left out of training.", SkippedWarning, stacklevel=2)
-    if not short or any(len(words) != len(row) for words, row in short):
-        raise InputError("tags", "fit_tagger", allowed="sentences, and one tag a token", got=f"{len(short)} sentences")
+    if not short:
+        allowed = f"one or more of at most {LONGEST_SENTENCE} tokens"
+        raise InputError("sentences", "fit_tagger", allowed=allowed, got=f"{len(kept)} sentences")
+    wrong = next(((words, row) for words, row in short if not words or len(words) != len(row)), None)
+    if wrong is not None:
+        got = f"{len(wrong[1])} for {len(wrong[0])} tokens"
+        raise InputError("tags", "fit_tagger", allowed="one tag a token, of one token or more", got=got)
+    if not 0 <= unk_replace <= 1:
+        raise InputError("unk_replace", "fit_tagger", allowed="in [0, 1]", got=unk_replace)
     lexicon = _Lexicon(model.vocabulary, [words for words, _ in short], unk_replace)
     words = _padded([lexicon.number(words) for words, _ in short])
     numbers = _padded([model.number(row) for _, row in short])

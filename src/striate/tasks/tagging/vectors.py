@@ -49,7 +49,7 @@ def read_vectors(path: str | Path, words: Collection[str] | None = None) -> Word
         words: keep only these and their lower-case forms; GloVe's 400,000 words need minutes and gigabytes otherwise.
 
     Raises:
-        DataError: unreadable, or a line holds another number of values than the first.
+        DataError: unreadable, or a line holds another number of values than the first, or one that is not finite.
     """
     path = Path(path)
     wanted = None if words is None else {*words, *(word.lower() for word in words)}
@@ -133,8 +133,8 @@ def _text(file: BinaryIO, path: Path, wanted: set[str] | None) -> Iterator[tuple
             vector = np.array(values, dtype=np.float32)
         except ValueError:
             vector = np.empty(0, dtype=np.float32)
-        if width == 0 or len(vector) != width:
-            raise DataError(f"{path} line {number}: a word and {width or 'some'} numbers were expected.")
+        if width == 0 or len(vector) != width or not np.isfinite(vector).all():
+            raise DataError(f"{path} line {number}: a word and {width or 'some'} finite numbers were expected.")
         yield word, vector
 
 
@@ -152,4 +152,7 @@ def _binary(file: BinaryIO, path: Path, wanted: set[str] | None) -> Iterator[tup
             raise DataError(f"{path} ends in the middle of a vector.")
         text = word.decode("utf-8", errors="replace").lstrip("\n")
         if wanted is None or text in wanted:
-            yield text, np.frombuffer(values, dtype="<f4").astype(np.float32)
+            vector = np.frombuffer(values, dtype="<f4").astype(np.float32)
+            if not np.isfinite(vector).all():
+                raise DataError(f"{path}: the vector of '{text}' holds what is no finite number.")
+            yield text, vector

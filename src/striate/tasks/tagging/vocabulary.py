@@ -12,7 +12,7 @@ from torch import Tensor
 
 from striate.errors import InputError
 
-__all__ = ["LONGEST_WORD", "Batch", "Vocabulary"]
+__all__ = ["LONGEST_WORD", "Batch", "Vocabulary", "zeros_for_digits"]
 
 LONGEST_WORD = 45
 """Characters; what is longer is cut, as in the authors' code."""
@@ -80,7 +80,7 @@ class Vocabulary:
         """
         words = {word for sentence in sentences for word in sentence} | set(extra_words)
         chars = sorted({char for word in words for char in word[:LONGEST_WORD]})
-        words = {_zeros(word) for word in words} if digits_to_zero else words
+        words = {zeros_for_digits(word) for word in words} if digits_to_zero else words
         return cls(tuple(sorted(words)), tuple(chars), digits_to_zero)
 
     @property
@@ -95,7 +95,7 @@ class Vocabulary:
 
     def row(self, word: str) -> int:
         """Return the word's row: as it is, else in lower case, else that of the unknown."""
-        word = _zeros(word) if self.digits_to_zero else word
+        word = zeros_for_digits(word) if self.digits_to_zero else word
         return self._rows.get(word, self._rows.get(word.lower(), _UNKNOWN))
 
     def spell(self, words: Sequence[str]) -> Tensor:
@@ -122,5 +122,6 @@ class Vocabulary:
         return Batch(torch.where(mask, table[padded], _PAD), self.spell(list(rows)), padded, mask)
 
 
-def _zeros(word: str) -> str:
+def zeros_for_digits(word: str) -> str:
+    """Return the word with every digit as 0, as a vocabulary with ``digits_to_zero`` looks it up."""
     return re.sub(r"\d", "0", word)
