@@ -48,6 +48,17 @@ class TestCurve:
                 assert torch.equal(hits[0], model(fgsm(model, x, y, eps)).argmax(dim=1) == y)
         json.dumps(curve.to_dict(), allow_nan=False)
 
+    def test_equal_scores_are_read_as_the_prediction(self):
+        class Tied(nn.Module):  # topk puts class 8 first, argmax class 0
+            def forward(self, x):
+                return x.sum(dim=(1, 2, 3))[:, None].expand(-1, 10) * 0
+
+        curve = fgsm_curve(Tied(), levels(0.2, 0.7), epsilons=(0.1,))
+        assert curve.labels.tolist() == [0, 0]
+        assert all(curve.error(kind, top)[0].value == 0 for kind in ("clean", "fgsm", "random") for top in (1, 5))
+        score = AdversarialPatch(3, 0, image_size=6, channels=1).evaluate(Tied(), (levels(0.2), torch.tensor([1])))
+        assert (score.top1, score.top5) == (1.0, 1.0)
+
     def test_refuses(self):
         with pytest.raises(InputError, match="epsilons"):
             fgsm_curve(Linear(), levels(0.5), epsilons=())

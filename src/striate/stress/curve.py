@@ -128,6 +128,7 @@ def fgsm_curve(
 
 
 def top_hits(logits: Tensor, y: Tensor) -> Tensor:
-    """Return (2, N) bool: whether ``y`` has the highest score; whether it is among the five highest."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
-    return torch.stack([best[:, 0], best.any(dim=1)])
+    """Return (2, N) bool: whether ``y`` is the prediction; whether it is among the five highest scores."""
+    # Among equal scores topk may put another class first than argmax, which made the prediction.
+    first = logits.argmax(dim=1) == y
+    return torch.stack([first, first | (logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]).any(dim=1)])

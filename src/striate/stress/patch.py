@@ -26,6 +26,7 @@ from striate.engine.files import write_bytes
 from striate.engine.state import device_of
 from striate.errors import InputError, ModelError
 from striate.stress.batches import Batches, batches
+from striate.stress.curve import top_hits
 from striate.stress.objective import attacked
 from striate.stress.patch_score import PatchScore
 from striate.stress.placement import draw_corners, paste, warp
@@ -242,9 +243,8 @@ class AdversarialPatch:
                 for _ in range(placements):
                     logits = forward(self.apply(images[others], generator=generator, index=index))
                     self._check_logits(logits)
-                    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-                    hits1 += int((best[:, 0] == self.target).sum())
-                    hits5 += int((best == self.target).any(dim=1).sum())
+                    first, five = top_hits(logits, torch.full_like(others, self.target)).sum(dim=1).tolist()
+                    hits1, hits5 = hits1 + first, hits5 + five
         if counted == 0:
             raise InputError(
                 "loader",
