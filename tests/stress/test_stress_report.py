@@ -110,6 +110,16 @@ class TestReport:
         assert json.loads(json.dumps(table.to_dict(), allow_nan=False))["labelled"] is False
         assert "random sign" in str(table)
 
+    def test_top_5_is_of_more_than_five_classes(self):
+        table = self.table()
+        assert all(row.top5 is None for row in table.rows)
+        assert "top-5" not in str(table)
+        assert table.to_rows()[1]["top5_low"] is None
+        x = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+        ten = attack_report({"ten": resnet_mini().eval()}, x, (0.01,), pgd_steps=0, selftests=False)
+        assert "top-5" in str(ten)
+        assert all(row.top5.n == 4 for row in ten.rows)
+
     def test_labels_from_a_loader(self):
         x, y = levels(0.6, 0.7, 0.4), torch.tensor([0, 1, 1])
         table = attack_report({"m": Linear()}, [(x[:2], y[:2]), (x[2:], y[2:])], (0.01,), pgd_steps=0, selftests=False)

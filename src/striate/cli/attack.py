@@ -129,7 +129,8 @@ def _train_patch(
 def _print(console: Console, table: AttackTable) -> None:
     from rich.table import Table
 
-    shown = Table("attack", "strength", "top-1", "top-5", "measures")
+    five = [row for row in table.rows if row.top5]
+    shown = Table("attack", "strength", "top-1", *(["top-5"] if five else []), "measures")
     for row in table.rows:
         strength = (
             ""
@@ -138,7 +139,7 @@ def _print(console: Console, table: AttackTable) -> None:
             if row.strength < 1
             else f"{row.strength:g} px"
         )
-        cells = [f"{100 * x.value:.0f} % ({100 * x.low:.0f} to {100 * x.high:.0f})" for x in (row.top1, row.top5)]
+        cells = [f"{100 * x.value:.0f} % ({100 * x.low:.0f} to {100 * x.high:.0f})" for x in (row.top1, row.top5) if x]
         shown.add_row(row.attack, strength, *cells, row.measures)
     console.print(shown)
     console.print(
