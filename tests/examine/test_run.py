@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from striate.engine.load import load_model
+from striate.engine.model import count_classes
 from striate.errors import InputError, ModelError
 from striate.examine.finding import Finding, Report
 from striate.examine.predictions import calibration
@@ -126,12 +127,27 @@ def refuse(answer: Tensor) -> Tensor:
         (torch.squeeze, r"returned \(5,\)"),
         (lambda logits: logits[:, :1], "1 score an image"),
         (lambda logits: logits.softmax(dim=1), "probabilities"),
+        (lambda logits: logits.sigmoid(), "without its last sigmoid"),
+        (lambda logits: torch.nn.functional.sigmoid(logits[:, :, None]).squeeze(2), "without its last sigmoid"),
         (refuse, "3 x 32 x 32: AssertionError: only 64 pixels"),
     ],
 )
 def test_what_is_no_classifier_is_refused_in_one_sentence(answer: Callable[[Tensor], object], part: str) -> None:
     with pytest.raises(ModelError, match=part):
         look(Answering(answer), images(), quick=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda logits: 0.01 * logits.abs(),  # within [0, 1], and logits all the same
+        lambda logits: logits * logits.sigmoid(),
+        lambda logits: logits.sigmoid().logit(),
+        lambda logits: logits.log_softmax(dim=1),
+    ],
+)
+def test_logits_are_not_taken_for_probabilities(answer: Callable[[Tensor], Tensor]) -> None:
+    assert count_classes(load_model(Answering(answer).eval(), input_size=(3, 32, 32))) == 5
 
 
 def test_class_names_and_labels_must_be_the_networks() -> None:

@@ -178,6 +178,13 @@ class TestSelftests:
         assert "without its last softmax" in check.statement
         assert self.checks(model[0], torch.rand(4, 3, 12, 12), steps=1)["logits"].passed
 
+    def test_sigmoids_at_the_end_are_caught_and_scores_in_the_unit_interval_are_not(self):
+        check = self.checks(torch.nn.Sequential(resnet_mini(3), torch.nn.Sigmoid()).eval(), torch.rand(4, 3, 12, 12))
+        assert check["logits"].passed is False
+        assert "without its last sigmoid" in check["logits"].statement
+        small = torch.nn.Sequential(resnet_mini(3), torch.nn.Hardtanh(0, 1)).eval()
+        assert self.checks(small, torch.rand(4, 3, 12, 12), steps=1)["logits"].passed
+
     def test_images_outside_pixel_space_are_refused(self):
         with pytest.raises(InputError, match="values from"):
             attack_selftests(resnet_mini(3), 255 * torch.rand(2, 3, 12, 12))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.check import Check
-from striate.engine.model import VisionModel, are_probabilities
+from striate.engine.model import SigmoidOutputs, VisionModel, are_probabilities
 from striate.engine.state import inspected
 from striate.errors import InputError
 from striate.stress.curve import FGSMCurve, fgsm_curve
@@ -101,16 +101,20 @@ def _preprocessing(model: nn.Module) -> Check:
 
 
 def _logits(model: nn.Module, images: Tensor) -> Check:
-    """A softmax inside the model is a second one for the attack's loss, whose gradient then dies where it is sure."""
-    with torch.no_grad():
-        raw = not are_probabilities(model(images))
+    """A softmax or sigmoid inside the model comes on top of the loss's softmax; the gradient dies where it is sure."""
+    with torch.no_grad(), SigmoidOutputs() as sigmoids:
+        scores = model(images[:2])
+    if are_probabilities(scores):
+        kind, sign = "softmax", "its scores add up to 1"
+    elif sigmoids.hold(scores):
+        kind, sign = "sigmoid", "one for each class by itself"
+    else:
+        return Check("logits", True, "The model returns logits: its scores are no probabilities.")
     statement = (
-        "The model returns logits: its scores are no probabilities."
-        if raw
-        else "The model returns probabilities (its scores add up to 1), so that the loss takes a second softmax and "
-        "hides gradients; hand the model over without its last softmax."
+        f"The model returns probabilities ({sign}), so that the loss takes a softmax on top and hides gradients; hand "
+        f"the model over without its last {kind}."
     )
-    return Check("logits", raw, statement)
+    return Check("logits", False, statement)
 
 
 def _zero_eps(model: nn.Module, images: Tensor, y: Tensor) -> Check:
