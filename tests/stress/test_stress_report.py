@@ -120,6 +120,11 @@ class TestReport:
         assert "top-5" in str(ten)
         assert all(row.top5.n == 4 for row in ten.rows)
 
+    def test_two_patches_of_one_size_and_target_are_both_there(self):
+        patches = [AdversarialPatch(3, 1, image_size=6, channels=1, init=torch.full((1, 3, 3), v)) for v in (0.0, 1.0)]
+        table = attack_report({"m": Linear()}, levels(0.51, 0.6), (), patches, selftests=False)
+        assert [row.top1.value for row in table.select(attack="patch")] == [1.0, 0.0]
+
     def test_labels_from_a_loader(self):
         x, y = levels(0.6, 0.7, 0.4), torch.tensor([0, 1, 1])
         table = attack_report({"m": Linear()}, [(x[:2], y[:2]), (x[2:], y[2:])], (0.01,), pgd_steps=0, selftests=False)

@@ -143,7 +143,8 @@ def attack_report(
     """
     if not models:
         raise InputError("models", "attack_report", allowed="at least one name and model", got=dict(models))
-    named = patches if isinstance(patches, Mapping) else {_patch_name(patch): patch for patch in patches}
+    # A list and not a dictionary: two patches may have the same size and target.
+    named = list(patches.items()) if isinstance(patches, Mapping) else [(_patch_name(one), one) for one in patches]
     images, labels = _collect(loader, batch_size)
     rows: list[AttackRow] = []
     checks: dict[str, list[Check]] = {}
@@ -162,7 +163,7 @@ def attack_report(
             for eps in curve.epsilons:
                 top1, top5 = _pgd_error(model, images, curve.labels, eps, pgd_steps, batch_size)
                 rows.append(AttackRow(name, "pgd", eps, "", "error", top1, top5))
-        for detail, patch in named.items():
+        for detail, patch in named:
             control = patch.random_control(torch.Generator().manual_seed(seed))
             for attack, sticker in (("patch", patch), ("random patch", control)):
                 places = torch.Generator().manual_seed(seed)
