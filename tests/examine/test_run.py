@@ -313,6 +313,28 @@ def test_a_sticker_too_small_to_matter_proves_nothing(size: tuple[int, int], lev
     assert any("32 x 160" in line for line in finding.reading) == (level == "info")
 
 
+class Rounding(Sure):
+    """Gives no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.round())
+
+
+def test_a_sticker_without_a_gradient_proves_nothing() -> None:
+    pixels = torch.rand(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    (finding,) = look(Rounding().eval(), pixels, quick=True, probes=["patch"]).findings
+    assert finding.level == "attention"
+    assert any("failed its own test “gradient”" in line for line in finding.reading)
+
+
+def test_with_every_label_wrong_there_is_nothing_to_break() -> None:
+    network, pixels = Sample().eval(), images()
+    with torch.no_grad():
+        labels = (network(pixels).argmax(dim=1) + 1) % 5
+    report = look(network, pixels, labels=labels, quick=True, probes=["fgsm", "patch"])
+    assert [(finding.status, finding.level) for finding in report.findings] == [("skipped", "info")] * 2
+
+
 def test_what_was_not_run_is_said() -> None:
     report = look(Sample(), images(), quick=True, probes=["speed"])
     assert [finding.probe for finding in report.findings] == ["speed"]

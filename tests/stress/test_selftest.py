@@ -171,6 +171,14 @@ class TestSelftests:
         assert checks["gradient"].value == 1.0
         assert checks["large eps"].passed is False
 
+    def test_with_every_label_wrong_no_test_passes_for_nothing(self):
+        model, x = resnet_mini(3).eval(), torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            labels = (model(x).argmax(dim=1) + 1) % 10
+        checks = self.checks(model, x, labels=labels)
+        assert [checks[name].passed for name in ("monotone", "PGD >= FGSM", "large eps")] == [None] * 3
+        assert "100 % are wrong before any attack" in checks["monotone"].statement
+
     def test_a_softmax_inside_is_caught(self):
         model = torch.nn.Sequential(resnet_mini(3), torch.nn.Softmax(dim=1)).eval()
         check = self.checks(model, torch.rand(4, 3, 12, 12), steps=1)["logits"]

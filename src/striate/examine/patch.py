@@ -57,8 +57,12 @@ def _finding(subject: Subject, found: list[tuple[int, PatchResult, PatchResult]]
         height, width = subject.pixels.shape[-2:]
         few = [f"On images of {height} x {width} so small a sticker proves nothing."]
         level = "info"
+    failed = [check.name for check in found[-1][1].checks if check.passed is False]
     if subject.untrained:
         level, few = "info", []
+    elif failed and level in {"good", "info"}:
+        level = "attention"  # an attack that fails its own tests says nothing about the network
+        few = [f"The attack failed its own test “{'”, “'.join(failed)}”, so that surviving answers prove nothing."]
     headline = (
         f"A sticker of {side} px ({100 * side * side / area:.1f} % of the image), made for the image, changes the "
         f"answer on {100 * fooled[-1].value:.0f} % of {n} images; random pixels there, {100 * control[-1].value:.0f} %."

@@ -26,6 +26,7 @@ __all__ = ["attack_selftests"]
 
 _OVERSHOOT = 0.6
 _ABOUT_ZERO = 0.05
+_NOTHING_RIGHT = "Not applicable: no image is right to begin with, so no attack can be seen to work or to fail."
 
 
 def attack_selftests(
@@ -55,7 +56,8 @@ def attack_selftests(
 
     Returns:
         Checks named ``eval mode``, ``preprocessing``, ``normalisation``, ``logits``, ``eps 0``, ``gradient``,
-        ``monotone``, ``PGD >= FGSM`` and ``large eps``, in this order.
+        ``monotone``, ``PGD >= FGSM`` and ``large eps``, in this order; the last three are not applicable where (nearly)
+        nothing is right to begin with.
     """
     if steps < 1 or pgd_images < 1:
         raise InputError("steps, pgd_images", "attack_selftests", allowed=">= 1", got=(steps, pgd_images))
@@ -64,6 +66,7 @@ def attack_selftests(
         images = check_images(images, "attack_selftests", (0.0, 1.0), model)
         curve = fgsm_curve(model, images, labels, epsilons=epsilons, batch_size=batch_size) if curve is None else curve
         few, y = images[:pgd_images], curve.labels[:pgd_images].to(images.device)
+        right = bool(curve.clean[0, :pgd_images].any())
         return [
             mode,
             _preprocessing(model),
@@ -72,8 +75,10 @@ def attack_selftests(
             _zero_eps(model, few, y),
             _gradient(curve),
             _monotone(curve),
-            _stronger(model, few, y, next((eps for eps in curve.epsilons if eps > 0), large_eps), steps),
-            _large(model, few, y, large_eps, steps),
+            _stronger(model, few, y, next((eps for eps in curve.epsilons if eps > 0), large_eps), steps)
+            if right
+            else Check("PGD >= FGSM", None, _NOTHING_RIGHT),
+            _large(model, few, y, large_eps, steps) if right else Check("large eps", None, _NOTHING_RIGHT),
         ]
 
 
@@ -136,6 +141,9 @@ def _monotone(curve: FGSMCurve) -> Check:
     """Error may fall again only after it has passed 60 %: a step that is too long overshoots."""
     n = len(curve.labels)
     errors = [curve.error("clean")[0].value, *[interval.value for interval in curve.error("fgsm")]]
+    if errors[0] > _OVERSHOOT:
+        statement = f"Not applicable: {100 * errors[0]:.0f} % are wrong before any attack."
+        return Check("monotone", None, statement, errors[0], _OVERSHOOT)
     until = next((i for i, error in enumerate(errors) if error > _OVERSHOOT), len(errors) - 1)
     drops = [errors[i] - errors[i + 1] for i in range(until)]
     worst, bound = max(0.0, *drops, 0.0), max(1, round(0.02 * n)) / n
