@@ -112,7 +112,8 @@ def attacked(model: nn.Module | Callable[[Tensor], Tensor]) -> Iterator[Callable
     """Let gradients flow to the input of ``model`` alone, also under ``no_grad``; it leaves as it came.
 
     A module is put in eval mode with frozen parameters for the time, and on the CPU its images are handed over in
-    channels_last, where convolutions and their backward passes are faster; a plain callable is used as it is.
+    channels_last, where convolutions and their backward passes are faster; a plain callable is used as it is. A module
+    gets a copy, because some normalise their input in place, which would change the images of whoever attacks.
     """
     state = inspected(model) if isinstance(model, nn.Module) else nullcontext(model)
     with torch.inference_mode(False), torch.enable_grad(), state as ready:
@@ -128,10 +129,10 @@ class _ChannelsLast:
     def __call__(self, images: Tensor) -> Tensor:
         if self.taken and images.dim() == 4 and images.device.type == "cpu" and images.dtype == torch.float32:
             try:
-                return self.model(images.contiguous(memory_format=torch.channels_last))
+                return self.model(images.clone(memory_format=torch.channels_last))
             except RuntimeError:  # a network that flattens with .view(); any other cause comes again, to the caller
                 self.taken = False
-        return self.model(images)
+        return self.model(images.clone())
 
 
 def check_images(x: Tensor, owner: str, bounds: Bounds | None = None, model: object = None) -> Tensor:
