@@ -85,6 +85,17 @@ def test_attack_prints_controls_and_self_tests(folder: Path) -> None:
     assert (folder / "attacked/patch.png").is_file()
 
 
+def test_what_was_measured_is_kept_where_the_cells_fail_and_any_cell_size_will_do(folder: Path) -> None:
+    words = ["--attack", "fgsm", "--attack", "cells", "--eps", "1/255", "--steps", "2", "--out", "attacked"]
+    done = run("attack", "my_network_for_tests:network", "photos", *words, "--cell-size", "7", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "3 x 3 cells of 7 x 7 px leave 3 px at the bottom" in done.output.replace("\n", " ")
+    (folder / "attacked/attack.json").unlink()
+    done = run("attack", "my_network_for_tests:network", "photos", *words, "--cell-size", "99", *SMALL)
+    assert done.exit_code == 2
+    assert "report" in json.loads((folder / "attacked/attack.json").read_text())
+
+
 def test_a_patch_alone_is_an_attack(folder: Path) -> None:
     words = ["--attack", "patch", "--steps", "2", "--size", "6", "--out", "attacked"]
     done = run("attack", "my_network_for_tests:network", "photos", *words, *SMALL)

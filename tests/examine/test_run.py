@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from striate.engine.load import load_model
-from striate.errors import InputError, ModelError
+from striate.engine.model import count_classes
+from striate.errors import InputError, ModelError, RunError
 from striate.examine.finding import Finding, Report
 from striate.examine.predictions import calibration
 from striate.examine.run import PROBES, examine
+from striate.examine.tiling import square_cells
 from striate.testing import Sample, left_as_it_came
 
 
@@ -126,12 +128,27 @@ def refuse(answer: Tensor) -> Tensor:
         (torch.squeeze, r"returned \(5,\)"),
         (lambda logits: logits[:, :1], "1 score an image"),
         (lambda logits: logits.softmax(dim=1), "probabilities"),
+        (lambda logits: logits.sigmoid(), "without its last sigmoid"),
+        (lambda logits: torch.nn.functional.sigmoid(logits[:, :, None]).squeeze(2), "without its last sigmoid"),
         (refuse, "3 x 32 x 32: AssertionError: only 64 pixels"),
     ],
 )
 def test_what_is_no_classifier_is_refused_in_one_sentence(answer: Callable[[Tensor], object], part: str) -> None:
     with pytest.raises(ModelError, match=part):
         look(Answering(answer), images(), quick=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda logits: 0.01 * logits.abs(),  # within [0, 1], and logits all the same
+        lambda logits: logits * logits.sigmoid(),
+        lambda logits: logits.sigmoid().logit(),
+        lambda logits: logits.log_softmax(dim=1),
+    ],
+)
+def test_logits_are_not_taken_for_probabilities(answer: Callable[[Tensor], Tensor]) -> None:
+    assert count_classes(load_model(Answering(answer).eval(), input_size=(3, 32, 32))) == 5
 
 
 def test_class_names_and_labels_must_be_the_networks() -> None:
@@ -222,11 +239,18 @@ def look_at_folder(folder: Path, **options: object) -> Report:
     return examine(Sample(), folder, input_size=(3, 32, 32), quick=True, probes=["speed"], **options)  # type: ignore[arg-type]
 
 
-def test_images_that_cannot_be_cut_fail_only_the_probes_that_cut() -> None:
-    found = by_name(look(Sample(), images(side=31), quick=True, probes=["patch", "corruption", "fgsm"]))
-    assert found["patch"].status == found["corruption"].status == "failed"
-    assert "31 x 31" in found["patch"].headline
-    assert found["fgsm"].status == "done"
+def test_images_of_any_size_are_cut_and_what_no_cell_covers_is_said() -> None:
+    pixels = torch.rand(4, 3, 97, 110, generator=torch.Generator().manual_seed(0))
+    found = by_name(look(Sample(), pixels, quick=True, probes=["patch", "corruption"]))
+    assert "7 x 8 cells of 13 x 13 px leave 6 px at the bottom and 6 px" in " ".join(found["patch"].reading)
+    assert "16 x 18 cells of 6 x 6 px leave 1 px at the bottom" in " ".join(found["corruption"].reading)
+    assert "damage to 97 % of it" in found["corruption"].headline
+    assert all(check.passed for check in found["corruption"].checks)
+
+
+def test_images_too_small_to_cut_are_refused_in_one_sentence() -> None:
+    with pytest.raises(RunError, match="3 x 40 are too small"):
+        square_cells(3, 40, 7)
 
 
 def test_one_image_is_enough() -> None:
@@ -281,12 +305,34 @@ class Sure(nn.Module):
         return 1e-3 * self.first(x).mean(dim=(2, 3)) + torch.tensor([8.0, 0, 0, 0])
 
 
-@pytest.mark.parametrize(("size", "level"), [((44, 52), "info"), ((48, 48), "good")])
+@pytest.mark.parametrize(("size", "level"), [((32, 160), "info"), ((44, 52), "good"), ((48, 48), "good")])
 def test_a_sticker_too_small_to_matter_proves_nothing(size: tuple[int, int], level: str) -> None:
     pixels = torch.rand(6, 3, *size, generator=torch.Generator().manual_seed(0))
     (finding,) = look(Sure().eval(), pixels, quick=True, probes=["patch"]).findings
     assert finding.level == level
-    assert any("44 x 52" in line for line in finding.reading) == (level == "info")
+    assert any("32 x 160" in line for line in finding.reading) == (level == "info")
+
+
+class Rounding(Sure):
+    """Gives no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.round())
+
+
+def test_a_sticker_without_a_gradient_proves_nothing() -> None:
+    pixels = torch.rand(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    (finding,) = look(Rounding().eval(), pixels, quick=True, probes=["patch"]).findings
+    assert finding.level == "attention"
+    assert any("failed its own test “gradient”" in line for line in finding.reading)
+
+
+def test_with_every_label_wrong_there_is_nothing_to_break() -> None:
+    network, pixels = Sample().eval(), images()
+    with torch.no_grad():
+        labels = (network(pixels).argmax(dim=1) + 1) % 5
+    report = look(network, pixels, labels=labels, quick=True, probes=["fgsm", "patch"])
+    assert [(finding.status, finding.level) for finding in report.findings] == [("skipped", "info")] * 2
 
 
 def test_what_was_not_run_is_said() -> None:

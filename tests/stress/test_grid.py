@@ -81,6 +81,18 @@ def test_global_randomness_is_left_alone() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_cells_that_need_not_cover_leave_a_strip_at_the_bottom_and_the_right() -> None:
+    grid = PatchGrid((7, 11), 3, cover=False)
+    assert (grid.shape, grid.cells) == ((2, 3), 6)
+    mask = grid.mask(list(range(6)))
+    assert mask[0, :6, :9].all()
+    assert int(mask.sum()) == 54
+    assert "1 px at the bottom and 2 px at the right" in grid.left_over
+    assert PatchGrid(6, 3, cover=False).left_over == ""
+    with pytest.raises(InputError, match="divisor"):
+        PatchGrid((7, 11), 3)
+
+
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(InputError, match=r"divisor of the image's 224 x 224.*Near: 14 x 14|Near: 16 x 16"):
         PatchGrid(224, 15)

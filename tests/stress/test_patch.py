@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from striate.errors import InputError
+from striate.errors import InputError, ModelError
 from striate.models.mini import resnet_mini
 from striate.stress import AdversarialPatch, PatchScore
 
@@ -264,3 +264,16 @@ def test_refuses_a_target_that_the_model_does_not_have():
 def test_refuses_images_of_another_size():
     with pytest.raises(InputError, match="12"):
         AdversarialPatch(3, 1, image_size=12).apply(torch.rand(1, 3, 12, 11))
+
+
+def test_refuses_images_that_are_no_pixels_and_scores_without_a_gradient():
+    patch = AdversarialPatch(3, 1, image_size=12, channels=1)
+    labels = torch.zeros(6, dtype=torch.long)
+    for call in (patch.apply, lambda x: patch.fit(Corner(), x, 1), lambda x: patch.evaluate(Corner(), (x, labels))):
+        with pytest.raises(InputError, match="values from"):
+            call(255 * images())
+    AdversarialPatch(3, 1, image_size=12, mean=(0.5,), std=(0.1,)).apply(9 * images() - 4)  # normalised ones may be
+    with pytest.raises(ModelError, match="detach"):
+        patch.fit(lambda x: Corner()(x.detach()), images(), 1)
+    with pytest.raises(InputError, match="placements"):
+        patch.evaluate(Corner(), images(), placements=0)

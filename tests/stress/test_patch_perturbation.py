@@ -322,6 +322,15 @@ def test_wrong_images_and_labels_are_refused() -> None:
         PatchAttack(model, GRID, 1).attack(x[..., :8], torch.zeros(2, dtype=torch.long))
     with pytest.raises(InputError, match="'y'"):
         PatchAttack(model, GRID, 1).attack(x, torch.zeros(3, dtype=torch.long))
+    for label in (-1, 10_000):  # would count as misclassified by the model
+        with pytest.raises(InputError, match="class indices from 0"):
+            PatchAttack(model, GRID, 1).attack(x, torch.full((2,), label))
+        with pytest.raises(InputError, match="class indices from 0"):
+            fooling_rate(model, x, x, torch.full((2,), label))
+    with pytest.raises(InputError, match="'evaluated'"):
+        fooling_rate(model, x, x, own_labels(model, x), evaluated=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ModelError, match="returned tuple"):
+        PatchAttack(lambda image: (model(image),), GRID, 1).attack(x, own_labels(model, x))
     with pytest.raises(InputError, match="'cells'"):
         PatchAttack(model, GRID, 1, cells=torch.zeros(3, 1, dtype=torch.long)).attack(x, own_labels(model, x))
     with pytest.raises(InputError, match=r"\(N, C, 16, 16\)"):

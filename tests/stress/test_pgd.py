@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from striate.errors import InputError, TrainModeWarning
+from striate.errors import InputError, ModelError, TrainModeWarning
 from striate.stress import fgsm, pgd, pgd_steps
 from striate.stress.objective import objective
 
@@ -138,6 +138,11 @@ def test_high_level_attack_leaves_a_training_model_as_it_was():
         pgd(model, x)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_no_classifier_is_refused_without_labels_too():
+    with pytest.raises(ModelError, match="returned dict"):
+        pgd(lambda z: {"logits": z.flatten(1)}, torch.rand(2, 1, 4, 4))
 
 
 def test_half_precision_steps_are_not_lost():

@@ -15,7 +15,7 @@ from striate.engine.model import Preprocessing, VisionModel
 from striate.engine.packages import find
 from striate.errors import InputError
 from striate.models.mini import resnet_mini
-from striate.stress import attack_selftests, normalisation_check
+from striate.stress import attack_selftests, normalisation_check, pgd
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -171,12 +171,53 @@ class TestSelftests:
         assert checks["gradient"].value == 1.0
         assert checks["large eps"].passed is False
 
+    def test_a_network_that_normalises_in_place_leaves_the_images_alone(self):
+        class InPlace(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = resnet_mini(1)
+
+            def forward(self, x):
+                return self.inner(x.sub_(0.5).div_(0.25))
+
+        model, x = InPlace().eval(), torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+        before = x.clone()
+        plain = Normalise(model.inner, (0.5,), (0.25,))
+        checks, others = (self.checks(one, x, steps=1) for one in (model, plain))
+        assert torch.equal(x, before)
+        assert [check.value for check in checks.values()] == [check.value for check in others.values()]
+        assert torch.equal(pgd(model, x, steps=2), pgd(plain, x, steps=2))
+
+    def test_a_network_that_draws_at_random_is_told(self):
+        class Noisy(nn.Module):
+            def forward(self, x):
+                return (x + 0.1 * torch.randn_like(x)).flatten(1)[:, :4]
+
+        check = self.checks(Noisy().eval(), torch.rand(4, 3, 12, 12), steps=1)["eps 0"]
+        assert check.passed is False
+        assert "draws at random" in check.statement
+
+    def test_with_every_label_wrong_no_test_passes_for_nothing(self):
+        model, x = resnet_mini(3).eval(), torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            labels = (model(x).argmax(dim=1) + 1) % 10
+        checks = self.checks(model, x, labels=labels)
+        assert [checks[name].passed for name in ("monotone", "PGD >= FGSM", "large eps")] == [None] * 3
+        assert "100 % are wrong before any attack" in checks["monotone"].statement
+
     def test_a_softmax_inside_is_caught(self):
         model = torch.nn.Sequential(resnet_mini(3), torch.nn.Softmax(dim=1)).eval()
         check = self.checks(model, torch.rand(4, 3, 12, 12), steps=1)["logits"]
         assert check.passed is False
         assert "without its last softmax" in check.statement
         assert self.checks(model[0], torch.rand(4, 3, 12, 12), steps=1)["logits"].passed
+
+    def test_sigmoids_at_the_end_are_caught_and_scores_in_the_unit_interval_are_not(self):
+        check = self.checks(torch.nn.Sequential(resnet_mini(3), torch.nn.Sigmoid()).eval(), torch.rand(4, 3, 12, 12))
+        assert check["logits"].passed is False
+        assert "without its last sigmoid" in check["logits"].statement
+        small = torch.nn.Sequential(resnet_mini(3), torch.nn.Hardtanh(0, 1)).eval()
+        assert self.checks(small, torch.rand(4, 3, 12, 12), steps=1)["logits"].passed
 
     def test_images_outside_pixel_space_are_refused(self):
         with pytest.raises(InputError, match="values from"):

@@ -48,6 +48,17 @@ class TestCurve:
                 assert torch.equal(hits[0], model(fgsm(model, x, y, eps)).argmax(dim=1) == y)
         json.dumps(curve.to_dict(), allow_nan=False)
 
+    def test_equal_scores_are_read_as_the_prediction(self):
+        class Tied(nn.Module):  # topk puts class 8 first, argmax class 0
+            def forward(self, x):
+                return x.sum(dim=(1, 2, 3))[:, None].expand(-1, 10) * 0
+
+        curve = fgsm_curve(Tied(), levels(0.2, 0.7), epsilons=(0.1,))
+        assert curve.labels.tolist() == [0, 0]
+        assert all(curve.error(kind, top)[0].value == 0 for kind in ("clean", "fgsm", "random") for top in (1, 5))
+        score = AdversarialPatch(3, 0, image_size=6, channels=1).evaluate(Tied(), (levels(0.2), torch.tensor([1])))
+        assert (score.top1, score.top5) == (1.0, 1.0)
+
     def test_refuses(self):
         with pytest.raises(InputError, match="epsilons"):
             fgsm_curve(Linear(), levels(0.5), epsilons=())
@@ -98,6 +109,21 @@ class TestReport:
         assert rows[1]["top1_low"] < rows[1]["top1"] < rows[1]["top1_high"]
         assert json.loads(json.dumps(table.to_dict(), allow_nan=False))["labelled"] is False
         assert "random sign" in str(table)
+
+    def test_top_5_is_of_more_than_five_classes(self):
+        table = self.table()
+        assert all(row.top5 is None for row in table.rows)
+        assert "top-5" not in str(table)
+        assert table.to_rows()[1]["top5_low"] is None
+        x = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+        ten = attack_report({"ten": resnet_mini().eval()}, x, (0.01,), pgd_steps=0, selftests=False)
+        assert "top-5" in str(ten)
+        assert all(row.top5.n == 4 for row in ten.rows)
+
+    def test_two_patches_of_one_size_and_target_are_both_there(self):
+        patches = [AdversarialPatch(3, 1, image_size=6, channels=1, init=torch.full((1, 3, 3), v)) for v in (0.0, 1.0)]
+        table = attack_report({"m": Linear()}, levels(0.51, 0.6), (), patches, selftests=False)
+        assert [row.top1.value for row in table.select(attack="patch")] == [1.0, 0.0]
 
     def test_labels_from_a_loader(self):
         x, y = levels(0.6, 0.7, 0.4), torch.tensor([0, 1, 1])

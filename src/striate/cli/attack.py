@@ -97,7 +97,8 @@ def attack(
         record["report"] = table.to_dict()
         for patch in patches.values():
             patch.printable(out / "patch.png")
-        _save(_adversarial(loaded, pixels[:4], truth, kinds, epsilons, patches), names, out)
+        write_json(out / "attack.json", record)  # kept if the cells fail
+        _save(_adversarial(loaded, pixels[:4], truth, kinds, epsilons, patches, pgd_steps), names, out)
     if "cells" in kinds:
         record["cells"] = _cells(console, loaded, pixels, truth, names, cells, cell_size, steps or 50, seed, out)
     write_json(out / "attack.json", record)
@@ -129,7 +130,8 @@ def _train_patch(
 def _print(console: Console, table: AttackTable) -> None:
     from rich.table import Table
 
-    shown = Table("attack", "strength", "top-1", "top-5", "measures")
+    five = [row for row in table.rows if row.top5]
+    shown = Table("attack", "strength", "top-1", *(["top-5"] if five else []), "measures")
     for row in table.rows:
         strength = (
             ""
@@ -138,7 +140,7 @@ def _print(console: Console, table: AttackTable) -> None:
             if row.strength < 1
             else f"{row.strength:g} px"
         )
-        cells = [f"{100 * x.value:.0f} % ({100 * x.low:.0f} to {100 * x.high:.0f})" for x in (row.top1, row.top5)]
+        cells = [f"{100 * x.value:.0f} % ({100 * x.low:.0f} to {100 * x.high:.0f})" for x in (row.top1, row.top5) if x]
         shown.add_row(row.attack, strength, *cells, row.measures)
     console.print(shown)
     console.print(
@@ -157,6 +159,7 @@ def _adversarial(
     kinds: list[str],
     epsilons: list[float],
     patches: dict[str, AdversarialPatch],
+    pgd_steps: int,
 ) -> dict[str, Tensor]:
     """Return attacked versions of a few images, by the name of the attack, for the pictures."""
     from striate.stress.fgsm import fgsm
@@ -169,7 +172,7 @@ def _adversarial(
         if "fgsm" in kinds:
             found[f"fgsm-{name}"] = fgsm(model, pixels, labels, eps)
         if "pgd" in kinds:
-            found[f"pgd-{name}"] = pgd(model, pixels, labels, eps)
+            found[f"pgd-{name}"] = pgd(model, pixels, labels, eps, steps=pgd_steps, random_start=False)
     for patch in patches.values():
         found["patch"] = patch.apply(pixels)
     return found
@@ -210,7 +213,7 @@ def _cells(
     if truth is None:
         with torch.no_grad():
             truth = torch.cat([model(batch).argmax(dim=1) for batch in pixels.split(8)])
-    grid = PatchGrid((pixels.shape[-2], pixels.shape[-1]), cell_size)
+    grid = PatchGrid((pixels.shape[-2], pixels.shape[-1]), cell_size, cover=False)
     y = truth.to(pixels.device)
     found = {}
     for name, taken in (("attacked", steps), ("random content", 0)):
@@ -229,4 +232,6 @@ def _cells(
             f"{n} of {grid.cells} cells of {cell_size} px, {name}: {100 * rate.value:.0f} % of {rate.n} images fooled "
             f"({100 * rate.low:.0f} to {100 * rate.high:.0f})"
         )
+    if grid.left_over:
+        console.print(grid.left_over)
     return {"n": n, "cell_size": cell_size, "steps": steps, **{name: rate.to_dict() for name, rate in found.items()}}

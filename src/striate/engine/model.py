@@ -9,12 +9,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from striate.engine.state import inspected, seeded
 from striate.errors import InputError, LayerError, ModelError, did_you_mean
 
-__all__ = ["Preprocessing", "VisionModel", "are_probabilities", "count_classes", "get_layer", "imagenet_classes",
-           "layer_name", "no_torchscript", "try_out"]  # fmt: skip
+__all__ = ["Preprocessing", "SigmoidOutputs", "VisionModel", "are_probabilities", "count_classes", "get_layer",
+           "imagenet_classes", "layer_name", "no_torchscript", "try_out"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,10 @@ def count_classes(model: VisionModel) -> int:
     Raises:
         InputError: it carries another number of class names.
         ModelError: it cannot be run on its input size, returns no (N, classes) with two classes or more, or returns
-            probabilities, on which every figure that takes a softmax would be wrong.
+            probabilities, of a softmax or of sigmoids, on which every figure that takes a softmax would be wrong.
     """
-    answers = try_out(model)
+    with SigmoidOutputs() as sigmoids:
+        answers = try_out(model)
     for answer in answers:
         if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[0] != 1:
             got = tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
@@ -155,6 +157,12 @@ def count_classes(model: VisionModel) -> int:
             "The network returns probabilities (its scores add up to 1), so that confidence, calibration, attacks and "
             "maps, which take the softmax themselves, would be wrong. Hand it over without its last softmax, or return "
             "the logarithm."
+        )
+    if sigmoids.hold(answers[-1]):
+        raise ModelError(
+            "The network returns a sigmoid's probability for each class by itself, so that confidence, calibration, "
+            "attacks and maps, which take a softmax over the classes, would be wrong. Hand it over without its last "
+            "sigmoid."
         )
     n = int(scores.shape[1])
     if model.class_names is not None and len(model.class_names) != n:
@@ -188,6 +196,28 @@ def are_probabilities(scores: Tensor) -> bool:
     """Whether (N, classes) scores went through a softmax already: none negative, each row adds up to 1."""
     near = 1e-2 if scores.dtype in {torch.float16, torch.bfloat16} else 1e-4
     return bool((scores >= 0).all() and ((scores.float().sum(dim=1) - 1).abs() <= near).all())
+
+
+class SigmoidOutputs(TorchDispatchMode):
+    """Remembers what sigmoids return inside a ``with`` block, to tell probabilities class by class from logits.
+
+    The values alone could not: logits may lie in [0, 1] as well, after a ReLU or with small weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in {torch.ops.aten.sigmoid.default, torch.ops.aten.sigmoid_.default}:
+            self._seen.append(out)
+        return out
+
+    def hold(self, scores: Tensor) -> bool:
+        """Whether ``scores`` are one of them, number by number, in any shape."""
+        flat = scores.flatten().float()
+        return any(seen.numel() == flat.numel() and torch.equal(seen.flatten().float(), flat) for seen in self._seen)
 
 
 def no_torchscript(model: nn.Module, owner: str) -> None:

@@ -10,7 +10,7 @@ from striate.examine.draw import map_picture, photo, share
 from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Photo, Series, Table
 from striate.examine.levels import judge_share
 from striate.examine.subject import Subject
-from striate.examine.tiling import cell_side
+from striate.examine.tiling import square_cells
 from striate.stress.corruptions import corrupt
 from striate.stress.grid import PatchGrid
 from striate.stress.patch_perturbation import corrupt_patches
@@ -28,10 +28,8 @@ def probe(subject: Subject) -> Finding:
     kinds: tuple[str, ...] = ("gaussian_noise", "defocus_blur", "contrast")
     if not subject.quick:
         kinds += ("fog", "pixelate", "jpeg_compression")
-    cell = cell_side(height, width, 14)
-    grid = PatchGrid((height, width), cell)
-    total = (height // cell) * (width // cell)
-    counts = sorted({max(1, round(share * total)) for share in _SHARES})
+    grid = square_cells(height, width, 14)
+    counts = sorted({max(1, round(share * grid.cells)) for share in _SHARES})
     pixels, clean = subject.pixels, subject.predictions
     changed = torch.zeros(len(kinds), len(counts), len(pixels))
     for i, kind in enumerate(kinds):
@@ -40,27 +38,29 @@ def probe(subject: Subject) -> Finding:
             generator = torch.Generator().manual_seed(subject.seed)
             damaged = corrupt_patches(pixels, kind, _SEVERITY, count, grid, generator)
             changed[i, j] = (subject.predict(damaged).argmax(dim=1) != clean).float()
-    place, coarse = _by_place(subject, cell_side(height, width, 4 if subject.quick else 7))
-    return _finding(subject, kinds, counts, total, changed, place, coarse)
+    coarse = square_cells(height, width, 4 if subject.quick else 7)
+    return _finding(subject, kinds, counts, grid, changed, _by_place(subject, coarse), coarse.patch_size[0])
 
 
 def _finding(
     subject: Subject,
     kinds: tuple[str, ...],
     counts: list[int],
-    total: int,
+    grid: PatchGrid,
     changed: Tensor,
     place: Tensor,
     coarse: int,
 ) -> Finding:
+    total, (height, width) = grid.cells, grid.image_size
+    area = 100 * grid.pixels_per_cell / (height * width)  # of one cell, in percent
     by_count = [wilson_mean(changed[:, j].mean(dim=0).tolist()) for j in range(len(counts))]
     least, most = by_count[0], by_count[-1]
     level, few = judge_share(least, attention=0.1, problem=0.3)
     if subject.untrained:
         level, few = "info", []
     headline = (
-        f"Damage to {100 * counts[0] / total:.0f} % of the image changes {100 * least.value:.0f} % of the answers; "
-        f"damage to all of it, {100 * most.value:.0f} %."
+        f"Damage to {counts[0] * area:.0f} % of the image changes {100 * least.value:.0f} % of the answers; "
+        f"damage to {f'{total * area:.0f} %' if grid.left_over else 'all'} of it, {100 * most.value:.0f} %."
     )
     x = [float(j) for j in range(len(counts))]
     chart = Chart(
@@ -78,6 +78,7 @@ def _finding(
         [kind.replace("_", " "), *[f"{100 * float(changed[i, j].mean()):.0f} %" for j in range(len(counts))]]
         for i, kind in enumerate(kinds)
     ]
+    where = "all cells" if grid.left_over else "the whole image"
     worst = kinds[int(changed[:, -1].mean(dim=1).argmax())].replace("_", " ")
     low, high = float(place.min()), float(place.max())
     scaled = place.mean(dim=0)
@@ -95,7 +96,7 @@ def _finding(
                 photo=None,
             )
         ],
-        photos=_examples(subject, kinds, counts, total),
+        photos=_examples(subject, kinds, counts, grid),
         low_label="least",
         high_label="most",
     )
@@ -106,9 +107,10 @@ def _finding(
         level=level,
         headline=headline,
         reading=[
-            f"Worst over the whole image: {worst}. The damage is that of the common-corruptions benchmark at its "
+            f"Worst over {where}: {worst}. The damage is that of the common-corruptions benchmark at its "
             "highest severity, cut into cells, drawn at random for each image and the same for every kind.",
             "An answer counts as changed against the clean prediction, right or wrong.",
+            *([grid.left_over] if grid.left_over else []),
             *few,
         ],
         figures=[
@@ -127,7 +129,7 @@ def _finding(
             )
         ],
         checks=[
-            _whole_image_check(subject, total),
+            _whole_image_check(subject, grid),
         ],
         advice=[
             Advice(
@@ -140,13 +142,14 @@ def _finding(
     )
 
 
-def _whole_image_check(subject: Subject, total: int) -> CheckRecord:
+def _whole_image_check(subject: Subject, grid: PatchGrid) -> CheckRecord:
     """Damaging every cell must be the benchmark's own function on the whole image, to the last bit."""
-    few = subject.pixels[:4]
-    height, width = few.shape[-2:]
-    grid = PatchGrid((height, width), cell_side(height, width, 14))
-    same = torch.equal(corrupt_patches(few, "contrast", _SEVERITY, total, grid), corrupt(few, "contrast", _SEVERITY))
-    verb = "equals" if same else "does not equal"
+    few, total = subject.pixels[:4], grid.cells
+    height, width = (count * side for count, side in zip(grid.shape, grid.patch_size, strict=True))
+    damaged = corrupt_patches(few, "contrast", _SEVERITY, total, grid)
+    whole = corrupt(few, "contrast", _SEVERITY)
+    same = torch.equal(damaged[..., :height, :width], whole[..., :height, :width])
+    verb = ("equals" if same else "does not equal") + (", inside them," if grid.left_over else "")
     return CheckRecord(
         name="all cells = whole image",
         passed=same,
@@ -154,32 +157,28 @@ def _whole_image_check(subject: Subject, total: int) -> CheckRecord:
     )
 
 
-def _by_place(subject: Subject, cell: int) -> tuple[Tensor, int]:
+def _by_place(subject: Subject, grid: PatchGrid) -> Tensor:
     """Return how far the class probability falls under noise in each single cell, (images, rows, columns)."""
-    pixels, height, width = subject.pixels[subject.shown], *subject.pixels.shape[-2:]
-    grid = PatchGrid((height, width), cell)
-    rows, columns = height // cell, width // cell
+    pixels = subject.pixels[subject.shown]
     noisy = corrupt(pixels, "gaussian_noise", _SEVERITY, seed=subject.seed)
-    masks = torch.cat([grid.mask([index]).reshape(1, 1, height, width) for index in range(rows * columns)])
+    masks = grid.mask(torch.arange(grid.cells)[:, None])
     falls = []
     for place, index in enumerate(subject.shown):
         label = int(subject.predictions[index])
         before = float(subject.logits[index].softmax(dim=0)[label])
         damaged = torch.where(masks, noisy[place], pixels[place])
         after = subject.predict(damaged).softmax(dim=1)[:, label]
-        falls.append((before - after).view(rows, columns))
-    return torch.stack(falls), cell
+        falls.append((before - after).view(grid.shape))
+    return torch.stack(falls)
 
 
-def _examples(subject: Subject, kinds: tuple[str, ...], counts: list[int], total: int) -> list[Photo]:
+def _examples(subject: Subject, kinds: tuple[str, ...], counts: list[int], grid: PatchGrid) -> list[Photo]:
     """One image under one kind of damage, more and more of it."""
-    height, width = subject.pixels.shape[-2:]
-    grid = PatchGrid((height, width), cell_side(height, width, 14))
     found = []
     for count in counts:
         generator = torch.Generator().manual_seed(subject.seed)
         damaged = corrupt_patches(subject.pixels[:1], kinds[0], _SEVERITY, count, grid, generator)
         said = subject.model.class_name(int(subject.predict(damaged).argmax()))
-        share = f"{100 * count / total:.0f} %"
+        share = f"{100 * count / grid.cells:.0f} %"
         found.append(photo(damaged[0], f"{kinds[0].replace('_', ' ')} on {share} of the cells", f"{share}: {said}"))
     return found

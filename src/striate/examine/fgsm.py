@@ -38,6 +38,14 @@ def probe(subject: Subject) -> Finding:
         batch_size=BATCH,
         generator=torch.Generator().manual_seed(subject.seed),
     )
+    if not curve.clean[0].any():
+        return Finding(
+            probe="fgsm",
+            question=_QUESTION,
+            status="skipped",
+            level="info",
+            headline="No image is classified rightly to begin with, so there is nothing for an attack to break.",
+        )
     subject.say(f"PGD at {_READ_AT:g}/255")
     pgd_kept = _pgd(subject, pixels, curve.labels, steps=4 if subject.quick else 10)
     subject.say("self-tests of the attack")

@@ -7,8 +7,7 @@ from striate.examine.draw import line, percent, photo, share
 from striate.examine.finding import Advice, Chart, CheckRecord, Finding, Gallery, Photo, Table
 from striate.examine.levels import judge_share
 from striate.examine.subject import BATCH, Subject
-from striate.examine.tiling import cell_side
-from striate.stress.grid import PatchGrid
+from striate.examine.tiling import square_cells
 from striate.stress.patch_perturbation import PatchAttack, PatchResult
 
 __all__ = ["probe"]
@@ -24,11 +23,11 @@ def probe(subject: Subject) -> Finding:
     steps = 12 if subject.quick else 40
     pixels = subject.pixels[:n].to(subject.model.mean.device)
     labels = subject.labels[:n].to(pixels.device)
-    sides = sorted({cell_side(height, width, wanted) for wanted in ((7,) if subject.quick else (14, 7, 4))})
+    grids = {square_cells(height, width, wanted) for wanted in ((7,) if subject.quick else (14, 7, 4))}
     found: list[tuple[int, PatchResult, PatchResult]] = []
-    for side in sides:
+    for grid in sorted(grids, key=lambda grid: grid.patch_size):
+        side = grid.patch_size[0]
         subject.say(f"sticker of {side} px, up to {steps} steps on each of {n} images")
-        grid = PatchGrid((height, width), side)
         attacked, control = (
             PatchAttack(subject.model, grid, steps=taken, step_size=_STEP, batch_size=BATCH).attack(
                 pixels, labels, seed=subject.seed
@@ -56,10 +55,14 @@ def _finding(subject: Subject, found: list[tuple[int, PatchResult, PatchResult]]
     level, few = judge_share(max(fooled, key=lambda item: item.value), attention=0.1, problem=0.5)
     if level == "good" and side * side < 0.01 * area:
         height, width = subject.pixels.shape[-2:]
-        few = [f"No larger square divides images of {height} x {width}, and so small a sticker proves nothing."]
+        few = [f"On images of {height} x {width} so small a sticker proves nothing."]
         level = "info"
+    failed = [check.name for check in found[-1][1].checks if check.passed is False]
     if subject.untrained:
         level, few = "info", []
+    elif failed and level in {"good", "info"}:
+        level = "attention"  # an attack that fails its own tests says nothing about the network
+        few = [f"The attack failed its own test “{'”, “'.join(failed)}”, so that surviving answers prove nothing."]
     headline = (
         f"A sticker of {side} px ({100 * side * side / area:.1f} % of the image), made for the image, changes the "
         f"answer on {100 * fooled[-1].value:.0f} % of {n} images; random pixels there, {100 * control[-1].value:.0f} %."
@@ -91,6 +94,7 @@ def _finding(subject: Subject, found: list[tuple[int, PatchResult, PatchResult]]
         reading=[
             f"Any pixels are allowed inside the square and none is touched outside. Up to {steps} gradient steps per "
             "image; more make it stronger, so these shares are a lower bound.",
+            *(result.grid.left_over for _, result, _ in found if result.grid.left_over),
             *few,
         ],
         figures=[

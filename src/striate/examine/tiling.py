@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 
 from striate.errors import RunError
+from striate.stress.grid import PatchGrid
 
-__all__ = ["cell_side"]
+__all__ = ["square_cells"]
 
 
-def cell_side(height: int, width: int, wanted: int) -> int:
-    """Return the side of a square cell that divides both sides and gives nearly ``wanted`` cells a shorter side.
+def square_cells(height: int, width: int, wanted: int) -> PatchGrid:
+    """Return a grid of square cells, nearly ``wanted`` along the shorter side.
+
+    Where no such square divides both sides, what is left over at the bottom and the right is in no cell.
 
     Raises:
-        RunError: no square cell divides the image into more than one part.
+        RunError: a side of fewer than 4 pixels.
 
-    >>> cell_side(224, 224, 14), cell_side(28, 28, 14), cell_side(24, 36, 7)
-    (16, 2, 3)
+    >>> [square_cells(*size, 14).patch_size[0] for size in ((224, 224), (28, 28), (97, 110))]
+    [16, 2, 6]
     """
     common, shorter = math.gcd(height, width), min(height, width)
-    sides = [side for side in range(2, common + 1) if common % side == 0 and shorter // side > 1]
-    if not sides:
-        raise RunError(
-            f"Images of {height} x {width} cannot be cut into square cells; resize them, e.g. to a multiple of 8."
-        )
-    return min(sides, key=lambda side: abs(shorter / side - wanted))
+    if shorter < 4:
+        raise RunError(f"Images of {height} x {width} are too small to be cut into cells.")
+    sides = [side for side in range(2, common + 1) if common % side == 0 and 2 / 3 <= shorter / side / wanted <= 3 / 2]
+    side = min(sides, key=lambda side: abs(shorter / side - wanted)) if sides else max(2, shorter // wanted)
+    return PatchGrid((height, width), side, cover=False)

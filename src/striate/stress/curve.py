@@ -36,6 +36,7 @@ class FGSMCurve:
         labels: (N,) the classes that count as right.
         labelled: whether those were given; if not they are the clean predictions, and "error" reads "changed mind".
         saturated, unmoved: (N,) bool, see :class:`striate.stress.fgsm.FGSM`.
+        classes: how many the network tells apart; with five or fewer top-5 says nothing.
     """
 
     epsilons: tuple[float, ...]
@@ -46,6 +47,7 @@ class FGSMCurve:
     labelled: bool
     saturated: Tensor
     unmoved: Tensor
+    classes: int
 
     def error(self, kind: Literal["clean", "fgsm", "random"] = "fgsm", top: Literal[1, 5] = 1) -> list[Interval]:
         """Error at every eps (``clean``: one figure), with Wilson 95 % intervals over images."""
@@ -58,7 +60,7 @@ class FGSMCurve:
         curves = {
             f"{kind}_top{top}": [interval.to_dict() for interval in self.error(kind, top)]
             for kind in ("clean", "fgsm", "random")
-            for top in (1, 5)
+            for top in ((1, 5) if self.classes > 5 else (1,))
         }
         return {
             "epsilons": list(self.epsilons),
@@ -118,16 +120,18 @@ def fgsm_curve(
                     moved = moved.clamp(0, 1) if space == "pixel" else moved
                     rows.append(top_hits(forward(moved), attack.labels))
                 found[key].append(torch.stack(rows))
-            found["clean"].append(top_hits(forward(x), attack.labels))
+            logits = forward(x)
+            found["clean"].append(top_hits(logits, attack.labels))
         for key in ("labels", "saturated", "unmoved"):
             found[key].append(getattr(attack, key))
     if not found["labels"]:
         raise InputError("images", "fgsm_curve", allowed="at least one image", got="none")
     joined = {key: torch.cat(parts, dim=-1).cpu() for key, parts in found.items()}
-    return FGSMCurve(epsilons=epsilons, labelled=labelled, **joined)
+    return FGSMCurve(epsilons=epsilons, labelled=labelled, classes=logits.shape[1], **joined)
 
 
 def top_hits(logits: Tensor, y: Tensor) -> Tensor:
-    """Return (2, N) bool: whether ``y`` has the highest score; whether it is among the five highest."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
-    return torch.stack([best[:, 0], best.any(dim=1)])
+    """Return (2, N) bool: whether ``y`` is the prediction; whether it is among the five highest scores."""
+    # Among equal scores topk may put another class first than argmax, which made the prediction.
+    first = logits.argmax(dim=1) == y
+    return torch.stack([first, first | (logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]).any(dim=1)])

@@ -25,7 +25,7 @@ from striate.engine.model import VisionModel
 from striate.errors import InputError
 from striate.stress.objective import Bounds, Loss, attacked, check_images, check_labels, input_gradient
 
-__all__ = ["FGSM", "Space", "fgsm", "fgsm_report"]
+__all__ = ["FGSM", "Space", "fgsm", "fgsm_report", "gradient_check"]
 
 Space = Literal["pixel", "normalized"]
 
@@ -171,11 +171,12 @@ def fgsm_report(
         saturated=found.saturated,
         unmoved=unmoved,
         space=space,
-        check=_gradient_check(unmoved, found.saturated),
+        check=gradient_check(unmoved, found.saturated),
     )
 
 
-def _gradient_check(unmoved: Tensor, saturated: Tensor) -> Check:
+def gradient_check(unmoved: Tensor, saturated: Tensor) -> Check:
+    """Return the check that no image's gradient was exactly zero; (N,) bool each, as in :class:`FGSM`."""
     n, still, sure = len(unmoved), int(unmoved.sum()), int(saturated.sum())
     statement = f"{still} of {n} images have a gradient of exactly zero"
     statement += f"; {sure} were saturated and attacked through their logits." if sure else "."

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from striate.engine.stats import Interval, wilson
 from striate.errors import InputError
 from striate.stress.grid import PatchGrid
-from striate.stress.objective import attacked, check_images, check_labels
+from striate.stress.objective import attacked, check_classes, check_images, check_labels, check_logits
 
 __all__ = ["FoolingRate", "fooling_map", "fooling_rate", "predictions"]
 
@@ -75,8 +75,10 @@ def fooling_rate(
             "perturbed", "fooling_rate", allowed=f"shaped {tuple(clean.shape)}", got=tuple(perturbed.shape)
         )
     with attacked(model) as forward, torch.no_grad():
-        correct = predictions(forward, clean, batch_size) == y
-        wrong = predictions(forward, perturbed.to(clean.device), batch_size) != y
+        correct = predictions(forward, clean, batch_size, y, owner="fooling_rate") == y
+        wrong = predictions(forward, perturbed.to(clean.device), batch_size, y, owner="fooling_rate") != y
+    if evaluated is not None and evaluated.shape != y.shape:
+        raise InputError("evaluated", "fooling_rate", allowed=f"{len(y)} booleans", got=tuple(evaluated.shape))
     counted = correct if evaluated is None else correct & evaluated.to(correct.device)
     fooled = wrong & counted
     n = int(counted.sum())
@@ -104,6 +106,20 @@ def fooling_map(cells: Tensor, fooled: Tensor, grid: PatchGrid, *, evaluated: Te
     return (100 * hit / seen).view(grid.shape)  # 0 / 0 is NaN
 
 
-def predictions(forward: Forward, x: Tensor, batch_size: int) -> Tensor:
-    """Return the predicted classes (N,), batch by batch."""
-    return torch.cat([forward(part).argmax(dim=1) for part in x.split(batch_size)])
+def predictions(
+    forward: Forward, x: Tensor, batch_size: int, y: Tensor | None = None, *, owner: str = "predictions"
+) -> Tensor:
+    """Return the predicted classes (N,), batch by batch.
+
+    Raises:
+        ModelError: no scores (N, classes).
+        InputError: a label of ``y`` is none of the classes: its image would count as an error of the model.
+    """
+    found = []
+    for part in x.split(batch_size):
+        logits = forward(part)
+        check_logits(logits, len(part), owner)
+        found.append(logits.argmax(dim=1))
+    if y is not None:
+        check_classes(y, logits.shape[1], owner)
+    return torch.cat(found)

@@ -27,13 +27,14 @@ class PatchGrid:
     Args:
         image_size: side of the image in pixels, or (H, W).
         patch_size: side of a cell in pixels, or (h, w).
+        cover: whether the cells have to cover the image; if not, what is left over lies at the bottom and the right.
 
     Attributes:
         image_size, patch_size: as pairs.
         shape: (rows, columns).
 
     Raises:
-        InputError: the image is not divisible by the patch.
+        InputError: the image is smaller than the patch, or has to be covered and is not divisible by it.
 
     >>> grid = PatchGrid(224, 16)
     >>> grid.cells, grid.mask([0, 15]).sum().item()
@@ -44,10 +45,12 @@ class PatchGrid:
     patch_size: tuple[int, int]
     shape: tuple[int, int]
 
-    def __init__(self, image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
+    def __init__(
+        self, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], *, cover: bool = True
+    ) -> None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         h, w = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        if h < 1 or w < 1 or height < h or width < w or height % h or width % w:
+        if h < 1 or w < 1 or height < h or width < w or (cover and (height % h or width % w)):
             raise InputError(
                 "patch_size",
                 "PatchGrid",
@@ -63,6 +66,14 @@ class PatchGrid:
     def cells(self) -> int:
         """Number of cells."""
         return self.shape[0] * self.shape[1]
+
+    @property
+    def left_over(self) -> str:
+        """What no cell covers, in a sentence; empty where the cells cover the image."""
+        down, right = (side % part for side, part in zip(self.image_size, self.patch_size, strict=True))
+        rows, columns = self.shape
+        cells = f"The {rows} x {columns} cells of {self.patch_size[0]} x {self.patch_size[1]} px leave"
+        return f"{cells} {down} px at the bottom and {right} px at the right alone." if down or right else ""
 
     @property
     def pixels_per_cell(self) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from striate.engine.state import device_of, inspected
 from striate.errors import InputError, ModelError
 
-__all__ = ["Bounds", "Gradient", "Loss", "attacked", "check_images", "check_labels", "input_gradient", "objective"]
+__all__ = ["Bounds", "Gradient", "Loss", "attacked", "check_classes", "check_images", "check_labels", "check_logits",
+           "input_gradient", "objective"]  # fmt: skip
 
 Loss = Literal["ce", "margin"]
 Bounds = tuple[float, float]
@@ -89,11 +90,11 @@ def input_gradient(
     half = x.dtype in {torch.float16, torch.bfloat16}
     leaf = (x.float() if half else x).detach().requires_grad_()
     logits = forward(leaf.to(x.dtype))
-    _check_logits(logits, x.shape[0], owner)
+    check_logits(logits, x.shape[0], owner)
     if y is None:
         y = logits.detach().argmax(dim=1)
     else:
-        _check_classes(y, logits.shape[1], owner)
+        check_classes(y, logits.shape[1], owner)
     total, saturated = objective(logits, y, loss, targeted=targeted)
     if not total.requires_grad:
         raise ModelError(f"{owner}: the scores do not depend on the input differentiably; is there a detach()?")
@@ -111,7 +112,8 @@ def attacked(model: nn.Module | Callable[[Tensor], Tensor]) -> Iterator[Callable
     """Let gradients flow to the input of ``model`` alone, also under ``no_grad``; it leaves as it came.
 
     A module is put in eval mode with frozen parameters for the time, and on the CPU its images are handed over in
-    channels_last, where convolutions and their backward passes are faster; a plain callable is used as it is.
+    channels_last, where convolutions and their backward passes are faster; a plain callable is used as it is. A module
+    gets a copy, because some normalise their input in place, which would change the images of whoever attacks.
     """
     state = inspected(model) if isinstance(model, nn.Module) else nullcontext(model)
     with torch.inference_mode(False), torch.enable_grad(), state as ready:
@@ -127,10 +129,10 @@ class _ChannelsLast:
     def __call__(self, images: Tensor) -> Tensor:
         if self.taken and images.dim() == 4 and images.device.type == "cpu" and images.dtype == torch.float32:
             try:
-                return self.model(images.contiguous(memory_format=torch.channels_last))
+                return self.model(images.clone(memory_format=torch.channels_last))
             except RuntimeError:  # a network that flattens with .view(); any other cause comes again, to the caller
                 self.taken = False
-        return self.model(images)
+        return self.model(images.clone())
 
 
 def check_images(x: Tensor, owner: str, bounds: Bounds | None = None, model: object = None) -> Tensor:
@@ -166,14 +168,15 @@ def check_labels(y: Tensor, x: Tensor, owner: str) -> Tensor:
         return y.clone().long() if y.is_inference() else y.long()
 
 
-def _check_classes(y: Tensor, classes: int, owner: str) -> None:
+def check_classes(y: Tensor, classes: int, owner: str) -> None:
     """Raise :class:`InputError` where a label is no index of ``classes`` scores."""
     outside = y[(y < 0) | (y >= classes)]
     if outside.numel():
         raise InputError("y", owner, allowed=f"class indices from 0 to {classes - 1}", got=int(outside[0]))
 
 
-def _check_logits(logits: Tensor, n: int, owner: str) -> None:
+def check_logits(logits: Tensor, n: int, owner: str) -> None:
+    """Raise :class:`ModelError` where ``logits`` are no scores (n, classes >= 2)."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(

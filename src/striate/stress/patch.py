@@ -26,7 +26,8 @@ from striate.engine.files import write_bytes
 from striate.engine.state import device_of
 from striate.errors import InputError, ModelError
 from striate.stress.batches import Batches, batches
-from striate.stress.objective import attacked
+from striate.stress.curve import top_hits
+from striate.stress.objective import attacked, check_images
 from striate.stress.patch_score import PatchScore
 from striate.stress.placement import draw_corners, paste, warp
 
@@ -112,6 +113,9 @@ class AdversarialPatch:
 
         Returns:
             Like ``x``; outside the patch its very bits.
+
+        Raises:
+            InputError: images of another size, or outside [0, 1] without ``mean`` and ``std``.
         """
         self._check_batch(x)
         generator = _default(generator)
@@ -192,7 +196,13 @@ class AdversarialPatch:
                     loss = torch.stack([self._loss(forward(placed)) for forward in ready]).mean()
                     if total_variation:
                         loss = loss + total_variation * _total_variation((pattern.tanh() + 1) / 2)
-                    (pattern.grad,) = torch.autograd.grad(loss, pattern)
+                    (grad,) = torch.autograd.grad(loss, pattern, allow_unused=True) if loss.requires_grad else (None,)
+                    if grad is None:
+                        raise ModelError(
+                            "AdversarialPatch: the scores do not depend on the patch differentiably; is there a "
+                            "detach()?"
+                        )
+                    pattern.grad = grad
                     optimizer.step()
                     history.append(float(loss.detach()))
                     if not math.isfinite(history[-1]):
@@ -226,6 +236,8 @@ class AdversarialPatch:
         Raises:
             InputError: every image is of the target class, so that there is nothing to fool.
         """
+        if placements < 1:
+            raise InputError("placements", "AdversarialPatch.evaluate", allowed=">= 1", got=placements)
         generator = _default(generator)
         hits1 = hits5 = counted = excluded = seen = 0
         with attacked(model) as forward, torch.no_grad():
@@ -242,9 +254,8 @@ class AdversarialPatch:
                 for _ in range(placements):
                     logits = forward(self.apply(images[others], generator=generator, index=index))
                     self._check_logits(logits)
-                    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-                    hits1 += int((best[:, 0] == self.target).sum())
-                    hits5 += int((best == self.target).any(dim=1).sum())
+                    first, five = top_hits(logits, torch.full_like(others, self.target)).sum(dim=1).tolist()
+                    hits1, hits5 = hits1 + first, hits5 + five
         if counted == 0:
             raise InputError(
                 "loader",
@@ -398,6 +409,8 @@ class AdversarialPatch:
 
     def _check_batch(self, x: Tensor) -> None:
         wanted = (self.channels, *self.image_size)
+        if self.mean is None:
+            check_images(x, "AdversarialPatch.apply", (0.0, 1.0))
         if x.dim() != 4 or tuple(x.shape[1:]) != wanted or not x.is_floating_point():
             got = f"{x.dtype} {tuple(x.shape)}"
             raise InputError(

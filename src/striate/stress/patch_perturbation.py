@@ -233,7 +233,7 @@ class PatchAttack:
                 else None
             )
             with torch.no_grad():
-                said = predictions(forward, x, self._size(x))
+                said = predictions(forward, x, self._size(x), y, owner="PatchAttack")
             evaluated = ((said == y) != self.targeted)[image]
             state = _Rows(self, x, y, image, index, generator)
             unmoved = state.run(forward, evaluated.nonzero()[:, 0])

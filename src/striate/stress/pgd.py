@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from striate.errors import InputError
-from striate.stress.objective import Bounds, Loss, attacked, check_images, check_labels, input_gradient
+from striate.stress.objective import Bounds, Loss, attacked, check_images, check_labels, check_logits, input_gradient
 
 __all__ = ["Norm", "pgd", "pgd_steps"]
 
@@ -66,7 +66,9 @@ def pgd(
     with attacked(model) as forward:
         if y is None:
             with torch.no_grad():
-                y = forward(x).argmax(dim=1)
+                scores = forward(x)
+            check_logits(scores, len(x), "pgd")
+            y = scores.argmax(dim=1)
         return pgd_steps(
             forward,
             x,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,7 @@ class AttackRow:
         strength: eps, or the side of the patch in pixels; None for clean images.
         detail: name of the patch, else "".
         measures: ``"error"`` (share no longer right) or ``"success"`` (share seen as the patch's target).
-        top1, top5: with Wilson 95 % intervals over images.
+        top1, top5: with Wilson 95 % intervals over images; top5 is None for a network of five classes or fewer.
     """
 
     model: str
@@ -42,11 +42,12 @@ class AttackRow:
     detail: str
     measures: Literal["error", "success"]
     top1: Interval
-    top5: Interval
+    top5: Interval | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
-        return {**vars(self), "top1": self.top1.to_dict(), "top5": self.top5.to_dict()}
+        top5 = None if self.top5 is None else self.top5.to_dict()
+        return {**vars(self), "top1": self.top1.to_dict(), "top5": top5}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class AttackTable:
                 "measures": row.measures,
                 "n": row.top1.n,
                 **{
-                    f"{top}{end}": getattr(getattr(row, top), end.strip("_") or "value")
-                    for top in ("top1", "top5")
+                    f"{top}{end}": getattr(figure, end.strip("_") or "value", None)
+                    for top, figure in (("top1", row.top1), ("top5", row.top5))
                     for end in ("", "_low", "_high")
                 },
             }
@@ -95,14 +96,16 @@ class AttackTable:
         }
 
     def __str__(self) -> str:
-        lines = [f"{'model':<20} {'attack':<14} {'strength':>9}  {'top-1 %':<22} {'top-5 %':<22}"]
+        five = any(row.top5 for row in self.rows)
+        lines = [f"{'model':<20} {'attack':<14} {'strength':>9}  {'top-1 %':<22}" + f" {'top-5 %':<22}" * five]
         for row in self.rows:
             top1, top5 = (
-                f"{100 * part.value:5.1f} [{100 * part.low:.1f}, {100 * part.high:.1f}]"
+                f"{100 * part.value:5.1f} [{100 * part.low:.1f}, {100 * part.high:.1f}]" if part else ""
                 for part in (row.top1, row.top5)
             )
             strength = "" if row.strength is None else f"{row.strength:.4g}"
-            lines.append(f"{row.model:<20} {row.attack:<14} {strength:>9}  {top1:<22} {top5:<22} {row.measures}")
+            tops = f"{top1:<22}" + f" {top5:<22}" * five
+            lines.append(f"{row.model:<20} {row.attack:<14} {strength:>9}  {tops} {row.measures}")
         failed = [
             f"{name}: {check.statement}"
             for name, checks in self.checks.items()
@@ -140,14 +143,18 @@ def attack_report(
     """
     if not models:
         raise InputError("models", "attack_report", allowed="at least one name and model", got=dict(models))
-    named = patches if isinstance(patches, Mapping) else {_patch_name(patch): patch for patch in patches}
+    # A list and not a dictionary: two patches may have the same size and target.
+    named = list(patches.items()) if isinstance(patches, Mapping) else [(_patch_name(one), one) for one in patches]
     images, labels = _collect(loader, batch_size)
     rows: list[AttackRow] = []
     checks: dict[str, list[Check]] = {}
+    few: set[str] = set()
     for name, model in models.items():
         signs = torch.Generator().manual_seed(seed)
         grid = tuple(epsilons) or (0.0,)
         curve = fgsm_curve(model, images, labels, epsilons=grid, batch_size=batch_size, generator=signs)
+        if curve.classes <= 5:
+            few.add(name)
         rows.append(AttackRow(name, "clean", None, "", "error", curve.error("clean", 1)[0], curve.error("clean", 5)[0]))
         for attack, kind in (("fgsm", "fgsm"), ("random sign", "random")) if epsilons else ():
             figures = zip(curve.epsilons, curve.error(kind, 1), curve.error(kind, 5), strict=True)  # type: ignore[arg-type]
@@ -156,7 +163,7 @@ def attack_report(
             for eps in curve.epsilons:
                 top1, top5 = _pgd_error(model, images, curve.labels, eps, pgd_steps, batch_size)
                 rows.append(AttackRow(name, "pgd", eps, "", "error", top1, top5))
-        for detail, patch in named.items():
+        for detail, patch in named:
             control = patch.random_control(torch.Generator().manual_seed(seed))
             for attack, sticker in (("patch", patch), ("random patch", control)):
                 places = torch.Generator().manual_seed(seed)
@@ -167,6 +174,7 @@ def attack_report(
                 rows.append(AttackRow(name, attack, float(patch.size), detail, "success", *figures_))
         if selftests:
             checks[name] = attack_selftests(model, images, labels, curve=curve, batch_size=batch_size)
+    rows = [replace(row, top5=None) if row.model in few else row for row in rows]
     return AttackTable(tuple(rows), checks, labels is not None)
 
 

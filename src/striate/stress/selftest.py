@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from striate.engine.check import Check
-from striate.engine.model import VisionModel, are_probabilities
+from striate.engine.model import SigmoidOutputs, VisionModel, are_probabilities
 from striate.engine.state import inspected
 from striate.errors import InputError
 from striate.stress.curve import FGSMCurve, fgsm_curve
-from striate.stress.fgsm import fgsm
+from striate.stress.fgsm import fgsm, gradient_check
 from striate.stress.normalisation import normalisation_check
 from striate.stress.objective import check_images
 from striate.stress.pgd import pgd
@@ -26,6 +26,7 @@ __all__ = ["attack_selftests"]
 
 _OVERSHOOT = 0.6
 _ABOUT_ZERO = 0.05
+_NOTHING_RIGHT = "Not applicable: no image is right to begin with, so no attack can be seen to work or to fail."
 
 
 def attack_selftests(
@@ -55,7 +56,8 @@ def attack_selftests(
 
     Returns:
         Checks named ``eval mode``, ``preprocessing``, ``normalisation``, ``logits``, ``eps 0``, ``gradient``,
-        ``monotone``, ``PGD >= FGSM`` and ``large eps``, in this order.
+        ``monotone``, ``PGD >= FGSM`` and ``large eps``, in this order; the last three are not applicable where (nearly)
+        nothing is right to begin with.
     """
     if steps < 1 or pgd_images < 1:
         raise InputError("steps, pgd_images", "attack_selftests", allowed=">= 1", got=(steps, pgd_images))
@@ -64,16 +66,19 @@ def attack_selftests(
         images = check_images(images, "attack_selftests", (0.0, 1.0), model)
         curve = fgsm_curve(model, images, labels, epsilons=epsilons, batch_size=batch_size) if curve is None else curve
         few, y = images[:pgd_images], curve.labels[:pgd_images].to(images.device)
+        right = bool(curve.clean[0, :pgd_images].any())
         return [
             mode,
             _preprocessing(model),
             normalisation_check(model, images),
             _logits(model, few),
             _zero_eps(model, few, y),
-            _gradient(curve),
+            gradient_check(curve.unmoved, curve.saturated),
             _monotone(curve),
-            _stronger(model, few, y, next((eps for eps in curve.epsilons if eps > 0), large_eps), steps),
-            _large(model, few, y, large_eps, steps),
+            _stronger(model, few, y, next((eps for eps in curve.epsilons if eps > 0), large_eps), steps)
+            if right
+            else Check("PGD >= FGSM", None, _NOTHING_RIGHT),
+            _large(model, few, y, large_eps, steps) if right else Check("large eps", None, _NOTHING_RIGHT),
         ]
 
 
@@ -101,37 +106,44 @@ def _preprocessing(model: nn.Module) -> Check:
 
 
 def _logits(model: nn.Module, images: Tensor) -> Check:
-    """A softmax inside the model is a second one for the attack's loss, whose gradient then dies where it is sure."""
-    with torch.no_grad():
-        raw = not are_probabilities(model(images))
+    """A softmax or sigmoid inside the model comes on top of the loss's softmax; the gradient dies where it is sure."""
+    with torch.no_grad(), SigmoidOutputs() as sigmoids:
+        scores = _scores(model, images[:2])
+    if are_probabilities(scores):
+        kind, sign = "softmax", "its scores add up to 1"
+    elif sigmoids.hold(scores):
+        kind, sign = "sigmoid", "one for each class by itself"
+    else:
+        return Check("logits", True, "The model returns logits: its scores are no probabilities.")
     statement = (
-        "The model returns logits: its scores are no probabilities."
-        if raw
-        else "The model returns probabilities (its scores add up to 1), so that the loss takes a second softmax and "
-        "hides gradients; hand the model over without its last softmax."
+        f"The model returns probabilities ({sign}), so that the loss takes a softmax on top and hides gradients; hand "
+        f"the model over without its last {kind}."
     )
-    return Check("logits", raw, statement)
+    return Check("logits", False, statement)
 
 
 def _zero_eps(model: nn.Module, images: Tensor, y: Tensor) -> Check:
     moved = [fgsm(model, images, y, 0.0), pgd(model, images, y, 0.0, steps=1)]
     with torch.no_grad():
-        same = all(torch.equal(other, images) and torch.equal(model(other), model(images)) for other in moved)
+        scores = _scores(model, images)
+        if not torch.equal(_scores(model, images), scores):
+            statement = (
+                "The same images get other scores in a second pass: the network draws at random, so every figure here "
+                "is that of one draw, and an attack should average its gradient over several."
+            )
+            return Check("eps 0", False, statement)
+        same = all(torch.equal(other, images) and torch.equal(_scores(model, other), scores) for other in moved)
     words = "are the clean images, bit for bit" if same else "differ from the clean images or their scores"
     return Check("eps 0", same, f"At eps = 0 the attacked images {words}.")
-
-
-def _gradient(curve: FGSMCurve) -> Check:
-    n, still, sure = len(curve.unmoved), int(curve.unmoved.sum()), int(curve.saturated.sum())
-    statement = f"{still} of {n} images have a gradient of exactly zero"
-    statement += f"; {sure} were saturated and attacked through their logits." if sure else "."
-    return Check("gradient", still == 0, statement, still / n, 0.0)
 
 
 def _monotone(curve: FGSMCurve) -> Check:
     """Error may fall again only after it has passed 60 %: a step that is too long overshoots."""
     n = len(curve.labels)
     errors = [curve.error("clean")[0].value, *[interval.value for interval in curve.error("fgsm")]]
+    if errors[0] > _OVERSHOOT:
+        statement = f"Not applicable: {100 * errors[0]:.0f} % are wrong before any attack."
+        return Check("monotone", None, statement, errors[0], _OVERSHOOT)
     until = next((i for i, error in enumerate(errors) if error > _OVERSHOOT), len(errors) - 1)
     drops = [errors[i] - errors[i + 1] for i in range(until)]
     worst, bound = max(0.0, *drops, 0.0), max(1, round(0.02 * n)) / n
@@ -158,4 +170,9 @@ def _large(model: nn.Module, images: Tensor, y: Tensor, eps: float, steps: int) 
 
 def _kept(model: nn.Module, images: Tensor, y: Tensor) -> int:
     with torch.no_grad():
-        return int((model(images).argmax(dim=1) == y).sum())
+        return int((_scores(model, images).argmax(dim=1) == y).sum())
+
+
+def _scores(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the scores of a copy of the images: some networks normalise their input in place."""
+    return model(images.clone())
