@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 import timm
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from striate.compress.density import layer_density
 from striate.compress.edit import EQUAL, crop_channels, equality_check, first_channels, mask_channels, set_widths
 from striate.compress.graph import channel_graph
 from striate.engine.load import load_model
@@ -450,3 +453,146 @@ def test_on_a_gpu():
     keep = some_channels(graph, np.random.default_rng(0))
     assert next(crop_channels(model, graph, keep, x).parameters()).is_cuda
     assert equality_check(model, graph, keep, x).passed
+
+
+class Sequence(nn.Module):
+    """Modules one after the other, then a mean over places and a head."""
+
+    def __init__(self, *modules: nn.Module, width: int = 12) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(*modules), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_work_on_windows_that_stand_in_the_batch_is_counted_in_all_of_them():
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.mlp = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 6)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x):
+            n = len(x)
+            x = self.stem(x).unflatten(2, (4, 4)).movedim(2, 1).flatten(0, 1)  # rows of pixels as images
+            return self.head(self.mlp(self.conv(x).movedim(1, -1)).unflatten(0, (n, 4)).mean((1, 2, 3)))
+
+    model, x = Windows(), images(16)
+    graph = channel_graph(model, x)
+    assert graph.layers["conv"].macs == 16 * 16 * 64
+    assert graph.macs == count_macs(model, x[:1])
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_transposed_depthwise_convolution_is_cropped_with_its_multiplier(each):
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8 * each, 2, groups=8), nn.ReLU()
+    model = Sequence(*body, nn.Conv2d(8 * each, 12, 1))
+    graph = channel_graph(model, images(8))
+    cropped = crop_channels(model, graph, {0: [1, 4, 7]}, images(8))
+    assert tuple(cropped.body[2].weight.shape) == (3, each, 2, 2)
+    assert equality_check(model, graph, {0: [1, 4, 7]}, images(8)).value < 1e-12
+
+
+def test_pooling_a_channels_last_tensor_to_one_pixel_holds_nothing():
+    class Permuted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    model = Permuted()
+    graph = channel_graph(model, images(8))
+    assert [group.writers for group in graph.groups] == [("conv",), ("norm",)]
+    assert equality_check(model, graph, {0: [0, 3], 1: [1, 2, 5]}, images(8)).passed
+
+
+def test_rms_norm_is_cropped_with_its_channels():
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.RMSNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.norm(self.conv(x).movedim(1, -1)).mean((1, 2)))
+
+    model = Normed()
+    cropped = crop_channels(model, channel_graph(model, images(8)), {0: [0, 3, 4]}, images(8))
+    assert cropped.norm.normalized_shape == (3,)
+    assert cropped(images(8)).shape == (2, 2)
+
+
+def test_a_network_that_does_not_run_is_refused_also_where_a_mask_would_be_something_else():
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.conv(x).mean((2, 3))
+            return self.head((x - x.mean(1, keepdim=True)).view(-1, 8))
+
+    model = Written()
+    graph = channel_graph(model, images(8))
+    assert graph.groups[0].mixed
+    with pytest.raises(CheckError, match="does not run"):
+        crop_channels(model, graph, {0: [0, 1, 2]}, images(8))
+
+
+def test_an_output_that_hides_its_tensors_is_refused():
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return types.SimpleNamespace(logits=self.head(x))
+
+    with pytest.raises(ModelError, match="returns SimpleNamespace, not tensors"):
+        channel_graph(Hidden(), images(8))
+
+
+@pytest.mark.parametrize("keep", [[False, True], [0.0, 1.5], torch.tensor([True, False])])
+def test_channels_are_named_by_whole_numbers(keep):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1))
+    with pytest.raises(InputError, match="ascending numbers from 0 to 1"):
+        mask_channels(model, channel_graph(model, images(8)), {0: keep})
+
+
+def test_a_network_on_the_meta_device_is_resized_unchecked_and_says_so():
+    graph = channel_graph(Branchy().to("meta"), images())
+    small = set_widths(Branchy().to("meta"), graph, {0: 3}, images())
+    assert (small.same.in_channels, small.scale.device.type) == (3, "meta")
+    check = equality_check(Branchy().to("meta"), graph, {0: [0, 1, 2]}, images())
+    assert check.passed is None
+    assert "meta device" in check.statement
+
+
+def test_answers_that_are_no_numbers_are_no_proof():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    model[2].weight.data[0, 0] = float("nan")
+    check = equality_check(model, channel_graph(model, images(8)), {0: [0, 1]}, images(8))
+    assert check.passed is False
+    assert "NaN weights" in check.statement
+
+
+def test_torchscript_inside_a_network_stays_and_alone_is_refused():
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(8, 12, 1), nn.ReLU()))
+    model = Sequence(nn.Conv2d(3, 8, 1), scripted, nn.Conv2d(12, 10, 1), nn.Conv2d(10, 12, 1))
+    graph = channel_graph(model, images(8))
+    assert [group.writers for group in graph.groups] == [("body.2",), ("body.3",)]
+    assert equality_check(model, graph, {0: [1, 5, 6]}, images(8)).passed
+    with pytest.raises(ModelError, match="TorchScript"):
+        layer_density(scripted, torch.rand(1, 8, 4, 4), density=0.5)
+
+
+def test_a_copy_of_a_network_has_hooks_of_its_own():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    copied = crop_channels(model, channel_graph(model, images(8)), {0: [0, 1]}, images(8))
+    copied[0].register_forward_hook(lambda *_: None)
+    assert len(copied[0]._forward_hooks) == 1
+    assert all(not layer._forward_hooks for layer in (*model, copied[1], copied[2]))

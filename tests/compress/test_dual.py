@@ -245,3 +245,23 @@ def test_refusals():
         PerceptualMemory(capacity=0)
     with pytest.raises(InputError, match="one of exact"):
         PerceptualMemory("phash")
+
+
+def test_networks_that_give_no_numbers_are_refused():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    broken = nn.Linear(2, 2).eval()
+    broken.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="NaN weights"):
+        DualCNN(broken, nn.Linear(2, 2).eval(), 0.5).predict(torch.rand(3, 2))
+    with pytest.raises(InputError, match="NaN weights"):
+        search_threshold(torch.full((3, 2), float("nan")), torch.rand(3, 2), torch.zeros(3))
+    with pytest.raises(ModelError, match="returns tuple"):
+        DualCNN(Pair().eval(), broken, 0.5).predict(torch.rand(3, 2))
+
+
+def test_no_images_have_no_labels_but_whole_numbers_they_would_be():
+    label, _, _ = PerceptualMemory().answer(torch.zeros(0, 3, 4, 4, dtype=torch.uint8), lambda rows: (rows, rows))
+    assert (label.dtype, len(label)) == (torch.int64, 0)

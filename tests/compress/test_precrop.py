@@ -307,3 +307,21 @@ def test_a_width_in_the_code_stops_preconfig():
 )
 def test_rounding(width, multiple, limit, expected):
     assert rounded(width, multiple, limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"params": 1e-6}, "'params' of preconfig"),
+        ({"flops": 1e-6}, "'flops' of preconfig"),
+        ({"p_max": float("inf")}, "finite"),
+    ],
+)
+def test_preconfig_names_the_option_that_it_refuses(options, words):
+    with pytest.raises(InputError, match=words):
+        preconfig(TinyAlex(), images(), **options)
+
+
+def test_a_mask_for_a_layer_without_weights_is_refused():
+    with pytest.raises(InputError, match="have a weight"):
+        apply_weight_mask(nn.Sequential(nn.ReLU()), {"0": torch.ones(3)})

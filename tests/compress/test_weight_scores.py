@@ -253,3 +253,45 @@ def test_weights_that_are_not_numbers_are_named():
     model.classifier[0].weight.data[0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
         weight_scores(model, torch.zeros(1, 3, 16, 16), "synflow")
+
+
+class TwoHeads(nn.Module):
+    """Logits, and what an auxiliary head says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.aux = nn.Conv2d(3, 4, 1), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean((2, 3))
+        return self.head(x), self.aux(x)
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_of_several_outputs_the_first_counts_also_without_gradient_mode(method):
+    model, x, y = TwoHeads(), torch.rand(4, 3, 6, 6), torch.tensor([0, 1, 1, 0])
+    expected = weight_scores(model, x, method, batch=(x, y))
+    assert expected["conv"].any()
+    assert not expected["aux"].any()
+    with torch.inference_mode():
+        found = weight_scores(model, x, method, batch=[x.clone(), y.clone()])  # a list, as loaders give it
+    for name, score in expected.items():
+        assert torch.equal(score, found[name])
+    with pytest.raises(InputError, match="Got none"):
+        weight_scores(model, x, method, batch=[])
+
+
+def test_clip_passes_flow_as_clamp_does():
+    class Clipped(nn.Module):
+        def __init__(self, cut) -> None:
+            super().__init__()
+            self.conv, self.head, self.cut = nn.Conv2d(3, 4, 1), nn.Linear(4, 2), cut
+
+        def forward(self, x):
+            return self.head(self.cut(9 + self.conv(x)).mean((2, 3)))
+
+    x = torch.rand(1, 3, 6, 6)
+    clipped, clamped = Clipped(lambda x: torch.clip(x, 0, 6)), Clipped(lambda x: torch.clamp(x, 0, 6))
+    clipped.load_state_dict(clamped.state_dict())
+    assert weight_scores(clamped, x)["conv"].any()
+    assert torch.equal(weight_scores(clamped, x)["conv"], weight_scores(clipped, x)["conv"])

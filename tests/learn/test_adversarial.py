@@ -172,3 +172,9 @@ def test_refusals() -> None:
     for wrong in ({"norm": "l1"}, {"eps": -1.0}, {"steps": 0}, {"step_size": 0.0}, {"crafting": "both"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             AdversarialTrainer(network(), **wrong)
+
+
+@pytest.mark.parametrize("size", [0.0, float("nan"), float("inf")])
+def test_a_step_must_have_a_length(size):
+    with pytest.raises(InputError, match="'step_size' of AdversarialLoss must be > 0 and finite"):
+        AdversarialLoss(step_size=size)

@@ -103,3 +103,12 @@ def test_refusals() -> None:
     images, labels, generator = batch()
     with pytest.raises(ModelError, match="teacher answers"):
         DistillationLoss(network(1, classes=5))(network(0), images, labels, generator)
+
+
+def test_auxiliary_heads_do_not_learn_from_the_teacher():
+    import torchvision
+
+    student = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=2)
+    loss = DistillationLoss(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)))
+    with pytest.raises(ModelError, match="answers GoogLeNetOutputs"):
+        loss(student, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), torch.Generator())

@@ -139,3 +139,15 @@ def test_what_cannot_be_is_refused() -> None:
     for shape in ((2, 3), (1, 1), (4, 4), (3,)):
         with pytest.raises(InputError, match="odd"):
             centre_to_border(torch.ones(shape))
+
+
+def test_a_layer_of_zeros_does_not_spoil_the_map_and_one_of_nan_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    alone = spatial_variance(model[:1])
+    model[1].weight.data.zero_()
+    assert torch.equal(spatial_variance(model), alone)
+    with pytest.raises(LayerError, match="do not vary"):
+        spatial_variance(model[1])
+    model[1].weight.data.fill_(float("nan"))
+    with pytest.raises(LayerError, match="'1' has weights that are not finite"):
+        filter_report(model)

@@ -187,3 +187,20 @@ def test_what_is_not_there_is_named_and_the_model_stays_as_it_was() -> None:
         freeze_except(model, [])
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert freeze_except(model, "norm").names == ("1.weight", "1.bias")
+
+
+def test_what_a_weight_is_computed_from_is_of_its_layer():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    model = nn.Sequential(conv, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    report = freeze_spatial(model)
+    assert report.frozen == 4 * 27 + 4 + 4
+    assert not any(parameter.requires_grad for parameter in conv.parameters())
+    assert freeze_except(model, "conv").trainable == 4 * 27 + 4 + 4
+    assert freeze_spatial(conv).frozen == 4 * 27 + 4 + 4
+
+
+def test_both_heads_of_a_distilled_network_are_its_output_and_without_classes_there_is_none():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, depth=1)
+    assert freeze_except(model, "output").names == ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
+    with pytest.raises(LayerError, match="'output'"):
+        freeze_except(timm.create_model("resnet10t", num_classes=0), "output")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from striate.errors import InputError, LayerError
+from striate.errors import InputError, LayerError, ModelError
 from striate.learn.dead_channels import dead_channels
 from striate.learn.gamma import gamma_report, prune_gamma_
 from striate.models.cifar_resnet import cifar_resnet
@@ -147,3 +147,10 @@ def test_what_cannot_be_seen_is_said() -> None:
         dead_channels(Net(), [])
     with pytest.raises(InputError, match="threshold"):
         dead_channels(Net(), [], threshold=1.0)
+
+
+def test_scales_that_are_no_numbers_are_not_above_a_threshold():
+    norm = nn.BatchNorm2d(4)
+    norm.weight.data[1] = float("nan")
+    with pytest.raises(ModelError, match="'0' has scales that are not finite"):
+        gamma_report(nn.Sequential(norm))

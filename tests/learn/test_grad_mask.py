@@ -178,3 +178,9 @@ def test_wrong_masks_are_refused() -> None:
 
 def test_its_face() -> None:
     assert repr(random_parameter_mask(nn.Sequential(nn.Conv2d(1, 2, 3)))) == "<GradMask: 4 of 18 entries of 1 tensors>"
+
+
+def test_a_weight_that_is_computed_is_refused():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(LayerError, match="weight of '0' is computed"):
+        random_parameter_mask(model)

@@ -96,3 +96,11 @@ def test_what_cannot_be_is_refused() -> None:
         init_bn(nn.Linear(1, 1))
     with pytest.raises(LayerError, match="affine=False"):
         init_bn(nn.Sequential(nn.BatchNorm2d(2, affine=False)))
+
+
+def test_a_weight_that_is_computed_is_refused_before_anything_is_drawn():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)))
+    start = model[0].weight.detach().clone()
+    with pytest.raises(LayerError, match="weight of '1' is computed"):
+        init_weights(model)
+    assert torch.equal(model[0].weight, start)

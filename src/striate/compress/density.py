@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Literal, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from striate.compress.allocation import fill, synexp
@@ -101,6 +102,8 @@ def costs(model: nn.Module, graph: ChannelGraph) -> tuple[np.ndarray, np.ndarray
     Raises:
         ModelError: there is no such layer.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()) and not graph.weighted:
+        raise ModelError(f"{type(model).__name__} is TorchScript, which hides its layers; give the network as written.")
     if not graph.weighted:
         raise ModelError(
             f"{type(model).__name__} has no convolution or linear layer with weights of its own at work; where they "

@@ -86,8 +86,8 @@ class DualCNN:
                 the models of :func:`striate.load_model` take.
 
         Raises:
-            ModelError: a network is in training mode, or they know different numbers of classes.
-            InputError: there is a memory and the images are not uint8.
+            ModelError: a network is in training mode or returns no logits, or they know different numbers of classes.
+            InputError: there is a memory and the images are not uint8, or the logits are NaN.
         """
         self._check_modes()
         used_b = torch.zeros(len(images), dtype=torch.bool)
@@ -130,7 +130,10 @@ class DualCNN:
 
     def _run(self, network: nn.Module, images: Tensor) -> Tensor:
         x = images.to(device_of(network))
-        return network(x.float() / 255 if x.dtype is torch.uint8 else x)
+        logits = network(x.float() / 255 if x.dtype is torch.uint8 else x)
+        if not isinstance(logits, Tensor):
+            raise ModelError(f"A network of DualCNN returns {type(logits).__name__}; it must return logits (N, C).")
+        return logits
 
     def _check_modes(self) -> None:
         for name, network in (("a", self.a), ("b", self.b)):

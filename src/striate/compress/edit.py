@@ -93,11 +93,12 @@ def set_widths(
         CheckError: the result does not run, as where the network's code holds one of its widths as a number.
     """
     for index, width in widths.items():
-        group = _group(graph, index)
+        group = _group("set_widths", graph, index)
         if width < 1 or width % group.multiple:
             allowed = f"a positive multiple of {group.multiple} for the group written by {group.writers[0]}"
             raise InputError("widths", "set_widths", allowed=allowed, got=width)
-    changed = copy.deepcopy(model)
+    with torch.no_grad():  # in which TorchScript's parameters are copied as such
+        changed = copy.deepcopy(model)
     starts = {layer.name: _tensor(model, layer.name) for layer in graph.layers.values() if layer.kind == "tensor"}
     sizes: dict[str, Any] = {}
     shapes: dict[str, list[int]] = {}
@@ -113,7 +114,7 @@ def set_widths(
     initialise(changed, seed)
     for name, start in starts.items():  # a layer scale or the like: one value for all channels
         if _tensor(changed, name).shape != start.shape:
-            _tensor(changed, name).data.fill_(start.double().mean().item())
+            _tensor(changed, name).data.fill_(start.double().mean())
     image = example_input[:1].to(next(changed.parameters(), example_input))  # device and dtype
     try:
         with torch.no_grad(), inspected(changed, warn=False), seeded(0):
@@ -164,14 +165,19 @@ def mask_channels(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Modul
             weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
             transposed = bool(getattr(module, "transposed", False))
             if isinstance(weight, Tensor):
-                (weight.transpose(0, 1) if transposed and layer.groups == 1 else weight)[outside] = 0
-                if layer.weights and layer.groups == 1:
-                    (weight if transposed else weight.transpose(0, 1))[inside] = 0
+                if transposed and layer.groups > 1:  # depthwise: (in, outputs of each, …)
+                    weight[outside // weight.shape[1], outside % weight.shape[1]] = 0
+                else:
+                    weight = weight.transpose(0, 1) if transposed else weight
+                    weight[outside] = 0
+                    if layer.weights and layer.groups == 1:
+                        weight.transpose(0, 1)[inside] = 0
             if isinstance(bias, Tensor):
                 bias[outside] = 0
     return masked
 
 
+@torch.no_grad()  # in which TorchScript's parameters are copied as such
 def equality_check(model: nn.Module, graph: ChannelGraph, keep: Keep, example_input: Tensor) -> Check:
     """Crop a twin of the network, and compare it with the twin in which the cropped channels are zero.
 
@@ -182,9 +188,8 @@ def equality_check(model: nn.Module, graph: ChannelGraph, keep: Keep, example_in
     """
     name = "cropped = masked"
     keep = _checked("equality_check", graph, keep)
-    if any(graph.groups[index].mixed for index in keep if len(keep[index]) < graph.groups[index].size):
-        why = "A normalisation or a zero-padded shortcut goes over cropped channels, so masking them is something else."
-        return Check(name, None, why)
+    if device_of(model).type == "meta":
+        return Check(name, None, "The network is on the meta device, so there are no answers to compare.")
     twin = copy.deepcopy(model).double()
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, *example_input.shape[1:], dtype=torch.float64, generator=generator).to(device_of(twin))
@@ -196,6 +201,11 @@ def equality_check(model: nn.Module, graph: ChannelGraph, keep: Keep, example_in
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Check(name, False, f"The cropped network does not run: {reason}.")
+    if any(graph.groups[index].mixed for index in keep if len(keep[index]) < graph.groups[index].size):
+        why = "A normalisation or a zero-padded shortcut goes over cropped channels, so masking them is something else."
+        return Check(name, None, why)
+    if not all(bool(out.isfinite().all()) for out in masked):
+        return Check(name, False, "The network's answers are not finite; look for NaN weights.")
     told = max(_apart(a[:1], a[1:]) for a in masked)
     if told < EQUAL:
         return Check(name, None, "The masked network answers the same to any image, so a comparison says nothing.")
@@ -208,13 +218,14 @@ def equality_check(model: nn.Module, graph: ChannelGraph, keep: Keep, example_in
 
 
 def _checked(owner: str, graph: ChannelGraph, keep: Keep) -> dict[int, np.ndarray]:
-    return {index: _channels(owner, _group(graph, index), channels) for index, channels in keep.items()}
+    return {index: _channels(owner, _group(owner, graph, index), channels) for index, channels in keep.items()}
 
 
 def _channels(owner: str, group: ChannelGroup, channels: Any) -> np.ndarray:
-    found = np.asarray(channels.cpu() if isinstance(channels, Tensor) else channels, dtype=np.int64)
+    found = np.asarray(channels.cpu() if isinstance(channels, Tensor) else channels)
     where = f"the group written by {', '.join(group.writers) or 'nothing'}"
-    if found.ndim != 1 or found.size == 0 or (np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= group.size:
+    whole = found.ndim == 1 and found.size > 0 and found.dtype.kind in "iu"
+    if not whole or (np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= group.size:
         allowed = f"ascending numbers from 0 to {group.size - 1}, at least one, for {where}"
         raise InputError("keep", owner, allowed=allowed, got=found.tolist())
     per_run = np.bincount(found * group.multiple // group.size, minlength=group.multiple)
@@ -224,9 +235,9 @@ def _channels(owner: str, group: ChannelGroup, channels: Any) -> np.ndarray:
     return found
 
 
-def _group(graph: ChannelGraph, index: int) -> ChannelGroup:
+def _group(owner: str, graph: ChannelGraph, index: int) -> ChannelGroup:
     if not 0 <= index < len(graph.groups):
-        raise InputError("group", "crop_channels", allowed=f"from 0 to {len(graph.groups) - 1}", got=index)
+        raise InputError("group", owner, allowed=f"from 0 to {len(graph.groups) - 1}", got=index)
     return graph.groups[index]
 
 
@@ -251,7 +262,7 @@ def _sizes(model: nn.Module, layer: Layer, n_in: int, n_out: int) -> dict[str, A
         sizes = {"in_features": n_in, "out_features": n_out}
     elif layer.kind == "pad":
         sizes = {"out_channels": n_out}
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         sizes = {"normalized_shape": [n_out]}
     else:
         key = {"GroupNorm": "num_channels", "PReLU": "num_parameters"}

@@ -168,6 +168,8 @@ class ChannelLabels(TorchDispatchMode):
             if args[1] % labels.dim() in varying(labels):
                 self.mix(labels)
             self.put(out, labels)
+        elif name == "as_strided_" and out.shape == self.get(out).shape and out.is_contiguous():  # type: ignore
+            pass  # pooling to one pixel: only the order in memory is channels-last
         elif name == "copy_" and self.get(args[1]) is not None and not args[0]._is_view():
             self.put(out, self.get(args[1]))  # type: ignore[arg-type]
         elif isinstance(out, Tensor) or tree_leaves(out):

@@ -43,13 +43,14 @@ def apply_weight_mask(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Modul
 
     Raises:
         LayerError: no such layer.
-        InputError: a mask of another shape.
+        InputError: a mask of another shape, or a layer without weights.
     """
     masked = copy.deepcopy(model)
     for name, mask in masks.items():
         layer = get_layer(masked, name)
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise InputError("masks", "apply_weight_mask", allowed="of layers that have a weight", got=name)
         if mask.shape != weight.shape:
             raise InputError(
                 "masks", "apply_weight_mask", allowed=f"{tuple(weight.shape)} for '{name}'", got=tuple(mask.shape)

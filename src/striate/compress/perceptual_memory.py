@@ -123,7 +123,7 @@ class PerceptualMemory:
                 self._forget([keys[row] for row in rows])
                 raise
         label_list, score_list = [entry.label for entry in entries], [entry.score for entry in entries]
-        return torch.tensor(label_list), torch.tensor(score_list, dtype=torch.float64), remembered
+        return torch.tensor(label_list, dtype=torch.long), torch.tensor(score_list, dtype=torch.float64), remembered
 
     def _keep(self, key: int | None, entry: _Entry) -> None:
         if key is None:

@@ -175,8 +175,8 @@ def preconfig(
     for name, share in (("params", params), ("flops", flops)):
         if share is not None and not share > 0:
             raise InputError(name, "preconfig", allowed="> 0", got=share)
-    if not p_max >= 1:
-        raise InputError("p_max", "preconfig", allowed=">= 1", got=p_max)
+    if not 1 <= p_max < math.inf:
+        raise InputError("p_max", "preconfig", allowed=">= 1 and finite", got=p_max)
     if params is None and flops is None:
         params = 1.0
     graph = channel_graph(model, example_input)
@@ -226,7 +226,8 @@ def _configured(
         if residual == "inner" and any(group.joined for group in graph.groups):
             hint = "residual='stage' crops what additions join, too."
         raise InputError(
-            "density", owner, allowed=f">= {least:.4f} of the {budget}, which one channel a group needs",
+            "density" if owner == "precrop" else budget, owner,
+            allowed=f">= {least:.4f} of the {budget}, which one channel a group needs",
             got=f"{wanted / getattr(graph, kind):.4g}", hint=hint,
         )  # fmt: skip
     widths, kappa = _on_budget(free, factors, step, p_max, cost, wanted)
@@ -386,7 +387,7 @@ def _within(reached: float, wanted: float, budget: str) -> Check:
     statement = f"{reached:,.0f} {'weights' if budget == 'params' else 'MACs'} where {wanted:,.0f} were asked for"
     statement += f" ({100 * off:+.2f} %; bound {100 * TOLERANCE:g} %)."
     if abs(off) > TOLERANCE:
-        statement += " The widths that are free cannot come closer: see residual and divisor."
+        statement += " The widths that are free cannot come closer by one step: see residual and divisor."
     return Check("budget", abs(off) <= TOLERANCE, statement, abs(off), TOLERANCE)
 
 

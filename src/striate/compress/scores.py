@@ -53,7 +53,8 @@ def weight_scores(
         model: any network; it is not touched.
         example_input: (N, C, H, W), for shapes.
         method: one of :data:`SCORES`.
-        batch: for SNIP and GraSP: (images, labels), or several; the network sees them in train mode.
+        batch: for SNIP and GraSP: (images, labels), or several; the network sees them in train mode, and of several
+            outputs the first counts.
         masks: weights that are gone already.
         seed: of ``random``, and of dropout.
         graph: the network's channel graph, if it is known already.
@@ -68,8 +69,8 @@ def weight_scores(
         hint = "SynFlow and SynExp need no data."
         raise InputError("batch", method, allowed="(images, labels), or several of these", got=None, hint=hint)
     names = list((graph or channel_graph(model, example_input)).weighted)
-    twin = copy.deepcopy(model)
-    with seeded(seed):
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
+        twin = copy.deepcopy(model)
         weights = {name: twin.get_submodule(name).weight for name in names}
         for name, weight in weights.items():
             assert isinstance(weight, nn.Parameter)
@@ -146,16 +147,20 @@ def _scores(
     twin.train()
     device = device_of(twin)
     assert batch is not None
-    pairs: list[Any] = [batch] if isinstance(batch, tuple) and isinstance(batch[0], Tensor) else list(batch)
+    pairs: list[Any] = list(batch)
+    if not pairs:
+        raise InputError("batch", method, allowed="(images, labels), or several of these", got="none")
+    if isinstance(pairs[0], Tensor):
+        pairs = [pairs]
     totals = [torch.zeros_like(value) for value in values]
     for images, labels in pairs:
         with _TwiceDifferentiable():
-            logits = twin(_pixels(images).to(device, values[0].dtype))
+            logits = _floats(twin(_pixels(images).to(device, values[0].dtype, copy=True)))[0]
         if method == "snip":
-            loss = F.cross_entropy(logits, labels.to(device))
+            loss = F.cross_entropy(logits, labels.to(device, copy=True))
             found = torch.autograd.grad(loss, values, allow_unused=True)
         else:
-            loss = F.cross_entropy(logits / GRASP_TEMPERATURE, labels.to(device))
+            loss = F.cross_entropy(logits / GRASP_TEMPERATURE, labels.to(device, copy=True))
             gradient = torch.autograd.grad(loss, values, create_graph=True, allow_unused=True)
             flow = sum((g.detach() * g).sum() for g in gradient if g is not None)
             found = torch.autograd.grad(flow, values, allow_unused=True)  # type: ignore[arg-type]
@@ -174,7 +179,7 @@ def _synflow(twin: nn.Module, weights: Mapping[str, nn.Parameter], example: Tens
     for value in values:
         value.requires_grad_(True)
     ones = torch.ones(1, *example.shape[1:], dtype=torch.float64, device=device_of(twin))
-    with torch.enable_grad(), _PositiveFlow():
+    with _PositiveFlow():
         out = twin(ones)
         total = sum(leaf.sum() for leaf in _floats(out))
     flows = torch.autograd.grad(total, values, allow_unused=True)  # type: ignore[arg-type]
@@ -194,8 +199,9 @@ class _TwiceDifferentiable(TorchFunctionMode):
 
 
 _PASS = frozenset({
-    "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_max", "leaky_relu",
-    "leaky_relu_", "elu", "elu_", "gelu", "silu", "hardswish", "mish", "selu", "celu", "softplus", "threshold", "prelu",
+    "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_max", "clip",
+    "clip_", "leaky_relu", "leaky_relu_", "elu", "elu_", "gelu", "silu", "hardswish", "mish", "selu", "celu",
+    "softplus", "threshold", "prelu",
 })  # fmt: skip
 _OPEN = frozenset({"sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_"})
 _NORMS = frozenset({"batch_norm", "instance_norm", "layer_norm", "group_norm"})

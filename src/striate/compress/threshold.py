@@ -36,6 +36,9 @@ def confidence(logits: Tensor, kind: ConfidenceKind = "difference") -> Tensor:
         raise InputError("logits", "confidence", allowed="(N, C) with at least two classes", got=tuple(logits.shape))
     wide = logits if logits.dtype is torch.float64 else logits.float()
     probabilities = wide.softmax(1)
+    if probabilities.isnan().any():
+        hint = "Does a network have NaN weights?"
+        raise InputError("logits", "confidence", allowed="numbers whose softmax is one", got="NaN", hint=hint)
     if kind == "maxp":
         return probabilities.amax(1)
     if kind == "difference":

@@ -20,8 +20,12 @@ from striate.models.mini import PadShortcut
 __all__ = ["Seen", "Trace"]
 
 _CONVS = (nn.modules.conv._ConvNd,)
+_LINEAR = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+)  # fmt: skip
 _NORMS = (
-    nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.PReLU,
+    nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm,
+    nn.PReLU,
 )  # fmt: skip
 _OPAQUE = (nn.RNNBase, nn.MultiheadAttention, nn.Embedding, nn.Bilinear)
 _LEAVES = (*_CONVS, nn.Linear, *_NORMS, PadShortcut, *_OPAQUE)
@@ -93,6 +97,8 @@ class Trace:
                 self.labels.fix(self.image, "the network's input")
             self.labels.put_along(x, 1, self.image)
             out = model(x)
+            if not _tensors(out):
+                raise TypeError(f"it returns {type(out).__name__}, not tensors or tuples, lists or dicts of them.")
             for tensor in _tensors(out):
                 found = self.labels.get(tensor)
                 if found is not None:
@@ -150,7 +156,7 @@ class Trace:
                 labels.mix(found)
                 labels.put(out, found)
                 one = np.zeros(1, dtype=np.int64)
-                self._see(name, Seen(module, "conv", one, one, 1, module.weight.numel() * out.numel() // len(x)))
+                self._see(name, Seen(module, "conv", one, one, 1, module.weight.numel() * out.numel()))
                 return
         numbers = labels.along(x, axis_in, f"{name} reads across channels")
         groups = getattr(module, "groups", 1)
@@ -167,7 +173,7 @@ class Trace:
             if not _linear_in_its_weight(self.model.get_submodule(name)):
                 labels.mix(numbers)
             macs = module.weight.numel() * (x if getattr(module, "transposed", False) else out).numel()
-            macs //= (x if getattr(module, "transposed", False) else out).shape[axis_out] * len(x)
+            macs //= (x if getattr(module, "transposed", False) else out).shape[axis_out]
         if groups > 1 and groups == len(numbers):
             labels.join(np.repeat(numbers, len(outputs) // groups), outputs)
         elif groups > 1 and getattr(module, "transposed", False):
@@ -179,7 +185,7 @@ class Trace:
         labels = self.labels
         found = labels.get(x)
         axis = 1
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             axes = varying(found) if found is not None else ()
             axis = axes[0] if len(axes) == 1 and len(module.normalized_shape) == 1 else x.dim() - 1
             if found is not None and (not axes or x.shape[axis] != module.normalized_shape[0]):
@@ -187,7 +193,7 @@ class Trace:
         numbers = labels.along(x, axis, f"{name} is not over channels")
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             numbers = numbers[:0]
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             labels.mix(numbers)
         groups = module.num_groups if isinstance(module, nn.GroupNorm) else 1
         self._see(name, Seen(module, "norm", numbers, numbers, groups))
@@ -216,7 +222,7 @@ def _plain(module: nn.Module) -> bool:
 
 def _linear_in_its_weight(module: nn.Module) -> bool:
     """Whether twice the weight gives twice the output; not so where weights are standardised, which mixes inputs."""
-    if type(module).forward in {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward}:
+    if type(module).forward in {kind.forward for kind in _LINEAR}:
         return True
     probe: Any = copy.deepcopy(module).cpu().float().eval()
     spatial = [4 * size for size in getattr(probe, "kernel_size", ())]

@@ -154,6 +154,7 @@ def mix_seeds(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
+@torch.no_grad()
 def copy_with(model: nn.Module, tensors: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
     """Return a deep copy of a network with other tensors in it, the rest copied; what goes is not copied in between.
 
@@ -162,6 +163,8 @@ def copy_with(model: nn.Module, tensors: Iterable[tuple[Tensor, Tensor]]) -> nn.
         tensors: pairs of one of its parameters or buffers, and what stands in the copy instead, wherever it is used.
     """
     memo: dict[int, Any] = {}
+    for module in model.modules():  # most of copying a module is its empty dictionaries of hooks
+        memo |= {id(own): type(own)() for own in vars(module).values() if isinstance(own, dict) and not own}
     for old, new in tensors:
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     return copy.deepcopy(model, memo)

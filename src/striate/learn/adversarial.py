@@ -64,8 +64,8 @@ class AdversarialLoss:
             raise InputError("eps", owner, allowed="at most 1 for linf", got=self.eps, hint=hint)
         if self.steps < 1:
             raise InputError("steps", owner, allowed=">= 1", got=self.steps)
-        if self.step_size <= 0:
-            raise InputError("step_size", owner, allowed="> 0", got=self.step_size)
+        if not 0 < self.step_size < float("inf"):
+            raise InputError("step_size", owner, allowed="> 0 and finite", got=self.step_size)
         if self.crafting not in {"eval", "train"}:
             raise InputError("crafting", owner, allowed="'eval' or 'train'", got=self.crafting)
 

@@ -57,7 +57,10 @@ class DistillationLoss:
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of this batch, a scalar; labels are (N,) classes or, after mixup, (N, C) shares."""
         answer = model(images)
-        first, second = answer if isinstance(answer, tuple) else (answer, answer)
+        if not isinstance(answer, Tensor) and not (type(answer) is tuple and len(answer) == 2):
+            kind = type(answer).__name__  # a named tuple holds auxiliary heads, which are not for the teacher
+            raise ModelError(f"The student answers {kind}; DistillationLoss needs logits, or a pair of logits.")
+        first, second = (answer, answer) if isinstance(answer, Tensor) else answer
         by_labels = F.cross_entropy(first, labels, label_smoothing=self.label_smoothing)
         return by_labels + self.weight * self.divergence(second, images)
 

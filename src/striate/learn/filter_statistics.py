@@ -173,12 +173,12 @@ def filter_orthogonality(weight: Tensor) -> float:
 
 
 def spatial_kernels(model: nn.Module) -> dict[str, Tensor]:
-    """Return name -> (c_out, c_in, kh, kw) of every convolution with more than one tap, detached.
+    """Return name -> (c_out, c_in, kh, kw) of every 2-D convolution with more than one tap, detached.
 
     Of an :class:`LCConv2d` these are its combined kernels, where it has nothing in between, else its filters.
 
     Raises:
-        LayerError: there is none.
+        LayerError: there is none, or one has weights that are not finite.
     """
     found: dict[str, Tensor] = {}
     inside: set[int] = set()
@@ -190,26 +190,34 @@ def spatial_kernels(model: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, nn.Conv2d) and id(module) not in inside and math.prod(module.kernel_size) > 1:
             found[name] = module.weight.detach()
     if not found:
-        raise LayerError(f"{type(model).__name__} has no convolution with more than one tap.")
+        raise LayerError(f"{type(model).__name__} has no 2-D convolution with more than one tap.")
+    for name, weight in found.items():
+        if not weight.isfinite().all():
+            raise LayerError(f"'{name}' has weights that are not finite.")
     return found
 
 
 def spatial_variance(model: nn.Module, kernel_size: tuple[int, int] | None = None) -> Tensor:
     """Return where in the kernel a network's kernels vary: the variance over all kernels at each tap, (kh, kw).
 
-    Each kernel is first divided by the standard deviation of its layer's whole weight, so that layers count alike.
+    Each kernel is first divided by the standard deviation of its layer's whole weight, so that layers count alike;
+    layers of one value throughout have none and are left out.
 
     Args:
         model: any CNN.
         kernel_size: only layers of this size; None takes the size with most kernels.
 
     Raises:
-        LayerError: no layer of that size.
+        LayerError: no layer of that size, or no kernel that varies.
     """
     by_size: dict[tuple[int, ...], list[Tensor]] = {}
     for weight in spatial_kernels(model).values():
         wide = weight.double()
+        if not wide.std() > 0:
+            continue
         by_size.setdefault(tuple(weight.shape[2:]), []).append((wide / wide.std()).flatten(0, 1))
+    if not by_size:
+        raise LayerError(f"The kernels of {type(model).__name__} are of one value throughout: they do not vary.")
     if kernel_size is None:
         kernels = max(by_size.values(), key=lambda found: sum(map(len, found)))
     elif kernel_size in by_size:

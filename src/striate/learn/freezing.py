@@ -165,15 +165,18 @@ def freeze_spatial(model: nn.Module, min_area: int = 2) -> FreezeReport:
 
 def parameter_roles(model: nn.Module) -> tuple[Role, ...]:
     """Return every parameter of ``model`` with the kinds that it is of, in the model's order."""
-    output = _output_layer(model)
+    outputs = _output_layers(model)
+    modules = dict(model.named_modules())
     kinds: dict[int, set[str]] = {}
     first: dict[int, nn.Module] = {}
-    for path, module in model.named_modules():
+    for place, own in modules.items():
+        path = f".{place}".partition(".parametrizations.")[0][1:]  # what a weight is computed from is its layer's
+        module = modules[path]
         shortcut = isinstance(module, _ConvNd) and _on_shortcut(model, path)
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in own.named_parameters(recurse=False):
             found = kinds.setdefault(id(parameter), set())
             found |= _kinds(module, name)
-            found |= {"output"} if module is output else set()
+            found |= {"output"} if module in outputs else set()
             found |= {"shortcut"} if shortcut else set()
             first.setdefault(id(parameter), module)
     return tuple(
@@ -202,17 +205,19 @@ def _taps(conv: _ConvNd) -> int:
     return taps
 
 
-def _output_layer(model: nn.Module) -> nn.Module | None:
+def _output_layers(model: nn.Module) -> list[nn.Module]:
     network = model.network if isinstance(model, VisionModel) else model
     declared = (getattr(network, "pretrained_cfg", None) or {}).get("classifier")
     modules = dict(network.named_modules())
-    if isinstance(declared, str) and isinstance(modules.get(declared), nn.Linear | _ConvNd):
-        return modules[declared]
+    heads = [modules.get(name) for name in ((declared,) if isinstance(declared, str) else declared or ())]
+    found: list[nn.Module] = [head for head in heads if isinstance(head, nn.Linear | _ConvNd)]
+    if found or (heads and all(isinstance(head, nn.Identity) for head in heads)):  # without classes: no output layer
+        return found
     for kind in (nn.Linear, _ConvNd):
         found = [module for module in modules.values() if isinstance(module, kind)]
         if found:
-            return found[-1]
-    return None
+            return found[-1:]
+    return []
 
 
 def _on_shortcut(model: nn.Module, path: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from striate.errors import InputError
+from striate.errors import InputError, ModelError
 from striate.learn.norms import Norms, affine_norms
 
 __all__ = ["GammaLayer", "GammaReport", "gamma_report", "prune_gamma_"]
@@ -95,6 +95,7 @@ def gamma_report(
     Raises:
         InputError: a threshold that is not above 0, or none.
         LayerError: there is no such norm, or none has a scale.
+        ModelError: a scale is NaN or infinite.
 
     >>> gamma_report(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     <GammaReport: 4 channels of 1 norms, 0 % below 0.001, 0 % below 0.01, 0 % below 0.05>
@@ -104,6 +105,8 @@ def gamma_report(
     layers = []
     for name, norm in affine_norms(model, norms, "gamma_report").items():
         gamma = norm.weight.detach().float().cpu().flatten().clone()
+        if not gamma.isfinite().all():
+            raise ModelError(f"gamma_report: '{name}' has scales that are not finite.")
         layers.append(GammaLayer(name, gamma, _below(gamma, thresholds)))
     return GammaReport(tuple(layers), _below(torch.cat([layer.gamma for layer in layers]), thresholds))
 

@@ -107,12 +107,17 @@ def random_parameter_mask(model: nn.Module, per_channel: int = 2, seed: int = 0)
 
     Raises:
         InputError: per_channel is below 1 or more than a channel has.
-        LayerError: there is no convolution.
+        LayerError: there is no convolution, or one whose weight is computed (weight norm, a mask).
     """
     if per_channel < 1:
         raise InputError("per_channel", "random_parameter_mask", allowed=">= 1", got=per_channel)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    convolutions = {names[id(m.weight)]: m for m in model.modules() if isinstance(m, _ConvNd)}
+    convolutions = {}
+    for path, module in model.named_modules():
+        if isinstance(module, _ConvNd):
+            if id(module.weight) not in names:
+                raise LayerError(f"The weight of '{path}' is computed from others; remove_parametrizations first.")
+            convolutions[names[id(module.weight)]] = module
     if not convolutions:
         raise LayerError(f"random_parameter_mask: {type(model).__name__} has no convolution.")
     generator = torch.Generator().manual_seed(seed)

@@ -41,7 +41,7 @@ def init_weights(
 
     Raises:
         InputError: no such word.
-        LayerError: there is no convolution and no linear layer.
+        LayerError: there is no convolution and no linear layer, or one whose weight is computed (weight norm, a mask).
     """
     if weights not in {"kaiming-normal", "kaiming-uniform", "orthogonal", "binary"}:
         allowed = "'kaiming-normal', 'kaiming-uniform', 'orthogonal' or 'binary'"
@@ -49,6 +49,9 @@ def init_weights(
     layers = [module for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)]
     if not layers:
         raise LayerError(f"{type(model).__name__} has no convolution and no linear layer to draw weights for.")
+    for name, layer in model.named_modules():
+        if layer in layers and "weight" not in layer._parameters:
+            raise LayerError(f"The weight of '{name}' is computed from others; remove_parametrizations first.")
     for layer in layers:
         fan_in = layer.weight[0].numel()
         if weights == "kaiming-uniform":
