@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -164,7 +165,7 @@ def copy_with(model: nn.Module, tensors: Iterable[tuple[Tensor, Tensor]]) -> nn.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():  # most of copying a module is its empty dictionaries of hooks
-        memo |= {id(own): type(own)() for own in vars(module).values() if isinstance(own, dict) and not own}
+        memo |= {id(own): type(own)() for own in vars(module).values() if type(own) in {dict, OrderedDict} and not own}
     for old, new in tensors:
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     return copy.deepcopy(model, memo)
