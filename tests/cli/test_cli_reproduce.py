@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,6 +186,24 @@ def test_side_by_side_names_what_failed(tmp_path: Path) -> None:
     assert code == 1
     assert "--data FOLDER" in err  # the child's own sentence
     assert "2 of 2 failed to run: vmamba, uniformer" in err
+
+
+PARENT = """
+from striate.cli import _jobs
+
+_jobs._CHILD = "import os, sys; print('    child', os.getpid(), file=sys.stderr, flush=True); sys.stdin.read()"
+_jobs.run_side_by_side({"paper": []}, 1, lambda line: print(line, flush=True), 1)
+"""
+
+
+def test_processes_side_by_side_end_with_their_parent() -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", PARENT], **pipes, text=True) as parent:  # type: ignore[call-overload]
+        child = int(parent.stdout.readline().split()[-1])
+        parent.terminate()
+        assert parent.wait() == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
 
 
 def test_processes_side_by_side_report_their_lines_and_codes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from striate.engine.files import write_json
 from striate.engine.stats import bootstrap_mean
 from striate.errors import DataError, InputError, RunError
 from striate.papers import evidence as evidence_module
@@ -183,6 +185,28 @@ def test_a_process_that_is_killed_outright_is_continued(tmp_path: Path) -> None:
     second = subprocess.run(command, capture_output=True, text=True, check=True)
     process, measured_by = second.stdout.split()
     assert process != measured_by  # the first step is the killed process's own
+
+
+def test_a_run_that_was_begun_on_other_data_is_not_continued(experiment: Experiment, tmp_path: Path) -> None:
+    reproduce("xgrad-cam", out=tmp_path, claims=["C1"])
+
+    def run(run: Run) -> None:
+        run.note("data", {"images": 9})
+        run.step("second", lambda: experiment.draw("second", 100))
+
+    later = dataclasses.replace(experiment.reproduction(), run=run)
+    with pytest.raises(RunError, match=r"begun with data \{'images': 8\}, and now there is \{'images': 9\}"):
+        reproduce(later, out=tmp_path)
+    assert "second" not in experiment.measured
+
+
+def test_a_step_that_another_run_writes_is_not_taken_for_a_measurement(experiment: Experiment, tmp_path: Path) -> None:
+    def run(run: Run) -> None:
+        write_json(run.folder / "steps" / "second.json", {"step": "second", "measured": {}, "seconds": 1})
+        run.step("second", lambda: experiment.draw("second", 100))
+
+    with pytest.raises(RunError, match="another run writes into"):
+        reproduce(dataclasses.replace(experiment.reproduction(), run=run), out=tmp_path)
 
 
 def test_a_finished_run_measures_nothing_again(experiment: Experiment, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 __all__ = ["run_side_by_side"]
 
@@ -45,7 +48,7 @@ def run_side_by_side(
                 say(f"   {name}: {line.strip().removeprefix('striate: ')}")
         return child.wait()
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with _terminable(), ThreadPoolExecutor(jobs) as pool:
         try:
             return dict(zip(commands, pool.map(perform, commands), strict=True))
         except BaseException:
@@ -53,3 +56,16 @@ def run_side_by_side(
             for child in running:
                 child.terminate()
             raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Leave by an exception when terminated, so that no child is left that goes on writing."""
+    if threading.current_thread() is not threading.main_thread():  # in which no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -69,11 +69,25 @@ class RecordedRun(Run):
         self._save()
         return self.evidence()
 
+    def note(self, name: str, value: Any) -> None:
+        """Record a fact of the set-up.
+
+        Raises:
+            RunError: it is another one than in the run that is continued: data that was fetched in between, say.
+        """
+        before = self.setup.get(name, value)
+        if fingerprint(before) != fingerprint(value):
+            raise RunError(
+                f"{self.paper}: {self.folder} was begun with {name} {before}, and now there is {value}. Name another "
+                "--out, or delete that folder to measure everything anew."
+            )
+        super().note(name, value)
+
     def step(self, name: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Measure once, as :meth:`Run.step`; global random numbers depend on the step's name, not on what ran before.
 
         Raises:
-            RunError: it failed, or another step of this run has its name.
+            RunError: it failed, another step of this run has its name, or another run measures into the folder.
         """
         file = f"{name.replace('/', '--')}.json"
         if file in self._asked:
@@ -81,6 +95,8 @@ class RecordedRun(Run):
         self._asked.add(file)
         path = self.folder / ("dry-run" if self.dry_run else "steps") / file
         new = not path.is_file()
+        if not new and name not in self._records and not self.dry_run:
+            raise RunError(f"{self.paper}: another run writes into {self.folder} too; stop one of them.")
         if new:
             # Verdicts that were given on less evidence must not lie beside more.
             (self.folder / "verdicts.json").unlink(missing_ok=True)
